@@ -1,0 +1,1 @@
+"""TALK: one file per verb; the only place that prints or parses flags."""

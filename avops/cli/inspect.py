@@ -1,0 +1,153 @@
+"""avops inspect: tensors of a checkpoint; norms, zeros and cosines of alignment vectors."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from avops.cli import output, project
+from avops.errors import UserError
+
+if TYPE_CHECKING:
+    from avops.disk import Checkpoint, Vector
+    from avops.stream import Group, VectorReport
+
+
+def add(verbs: Any) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "inspect",
+        help="what is in a checkpoint or an alignment vector",
+        description="Show tensors, dtypes and sizes of checkpoints; for alignment vectors also "
+        "norm per tensor group, share of zeros and pairwise cosines.",
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="checkpoints, AVs, or AV names in avops.toml"
+    )
+    parser.add_argument(
+        "--base", metavar="BASE", help="take aligned checkpoints as AVs of this base"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb."""
+    from avops.disk import open_checkpoint, open_vector
+    from avops.stream import inspect_checkpoint, inspect_vectors
+
+    found = project.load_project()
+    names = args.paths or list(found.avs)
+    if not names:
+        raise UserError(
+            "no PATH given and no [av] table in avops.toml here; expected a checkpoint or an AV"
+        )
+    sources = [project.sources(found).find(name) for name in names]
+    opened = [open_vector(source.name, source.path, source.kind) for source in sources]
+    named = [source.name in found.avs for source in sources]
+    base_path = args.base or (found.base if any(named) else None)
+    base = open_checkpoint(base_path) if base_path else None
+    vectors = [
+        vector
+        for vector, is_named in zip(opened, named, strict=True)
+        if not vector.aligned or is_named or args.base
+    ]
+    groups = {vector.name: inspect_checkpoint(vector.checkpoint) for vector in opened}
+    needs_base = any(vector.aligned for vector in vectors) or args.base
+    report = inspect_vectors(vectors, base if needs_base else None) if vectors else None
+    if args.json:
+        output.result(_json(opened, groups, report))
+        return 0
+    for vector in opened:
+        _show_checkpoint(vector.checkpoint, groups[vector.name])
+    if report is not None:
+        _show_vectors(report)
+    return 0
+
+
+def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group]) -> None:
+    rows = [
+        [
+            group.name,
+            str(group.tensors),
+            ",".join(sorted(group.dtypes)),
+            " ".join("×".join(map(str, shape)) or "scalar" for shape in sorted(group.shapes)[:2])
+            + (" …" if len(group.shapes) > 2 else ""),
+            f"{group.elements:,}",
+            output.size(group.nbytes),
+        ]
+        for group in groups.values()
+    ]
+    elements = sum(group.elements for group in groups.values())
+    title = (
+        f"{checkpoint.path}: {len(checkpoint.tensors)} tensors, {elements:,} elements, "
+        f"{output.size(checkpoint.nbytes)} in {len(checkpoint.shards)} file(s)"
+    )
+    columns = ("tensors", "n", "dtype", "shape", "elements", "size")
+    output.table(title, columns, rows)
+    output.line()
+
+
+def _show_vectors(report: VectorReport) -> None:
+    names = list(dict.fromkeys(name for groups in report.groups for name in groups))
+    rows = []
+    for name in names:
+        sizes = [groups.get(name) for groups in report.groups]
+        rows.append([name, *("-" if size is None else f"{size.norm:.4g}" for size in sizes)])
+    rows.append(["all", *(f"{total.norm:.4g}" for total in report.totals)])
+    zeros = [total.zeros / total.elements if total.elements else 0.0 for total in report.totals]
+    rows.append(["share of zeros", *(f"{share:.1%}" for share in zeros)])
+    output.table("norm of the alignment vectors", ("tensors", *report.names), rows)
+    if len(report.names) > 1:
+        output.line()
+        cosines = [
+            [name, *("-" if math.isnan(value) else f"{value:.3f}" for value in row)]
+            for name, row in zip(report.names, report.cosines, strict=True)
+        ]
+        output.table("cosine", ("", *report.names), cosines)
+
+
+def _json(
+    opened: list[Vector], groups: dict[str, dict[str, Group]], report: VectorReport | None
+) -> dict[str, Any]:
+    data: dict[str, Any] = {"checkpoints": [], "vectors": None}
+    for vector in opened:
+        checkpoint = vector.checkpoint
+        data["checkpoints"].append(
+            {
+                "path": str(checkpoint.path),
+                "kind": "checkpoint" if vector.aligned else "delta",
+                "files": len(checkpoint.shards),
+                "bytes": checkpoint.nbytes,
+                "metadata": dict(vector.metadata),
+                "groups": [
+                    {
+                        "name": group.name,
+                        "tensors": group.tensors,
+                        "elements": group.elements,
+                        "bytes": group.nbytes,
+                        "dtypes": sorted(group.dtypes),
+                        "shapes": [list(shape) for shape in sorted(group.shapes)],
+                    }
+                    for group in groups[vector.name].values()
+                ],
+            }
+        )
+    if report is not None:
+        data["vectors"] = [
+            {
+                "name": name,
+                "norm": total.norm,
+                "zero_share": total.zeros / total.elements if total.elements else 0.0,
+                "groups": {group: size.norm for group, size in sizes.items()},
+                "cosines": {
+                    other: None if math.isnan(value) else value
+                    for other, value in zip(report.names, cosines, strict=True)
+                },
+            }
+            for name, total, sizes, cosines in zip(
+                report.names, report.totals, report.groups, report.cosines, strict=True
+            )
+        ]
+    return data

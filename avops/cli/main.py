@@ -1,0 +1,84 @@
+"""The command line: one file per verb, loaded when its verb runs.
+
+Exit codes: 0 success, 1 a failure, 2 a mistake of the user's, 130 an interrupt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from avops import env
+from avops.cli import demo, doctor, extract, inspect, merge, score, sweep
+from avops.errors import AvopsError
+from avops.version import __version__
+
+_VERBS = (demo, extract, merge, inspect, score, sweep, doctor)
+
+_DESCRIPTION = """\
+Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
+
+  avops demo                                                a small world to try it on
+  avops extract BASE ALIGNED -o med.safetensors             make an alignment vector
+  avops merge BASE --av med:-1 fin:-1 leg:.6                write θ(λ)
+  avops score --levels exp,gen,avd                          preference accuracy
+  avops sweep --av med:-1.5:1:.1                            one λ, every domain
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="avops",
+        description=_DESCRIPTION,
+        epilog="Names and defaults come from avops.toml in the current directory; flags win.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"avops {__version__}")
+    top.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in _VERBS:
+        verb.add(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``. Returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except AvopsError as error:
+        if args.debug or env.debug():
+            traceback.print_exc()
+        sys.stderr.write(f"avops {args.verb}: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"avops {args.verb}: interrupted; nothing was left half written\n")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: end quietly, as other tools in a pipe do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.debug or env.debug():
+            raise
+        sys.stderr.write(
+            f"avops {args.verb}: internal error: {type(error).__name__}: {error}; "
+            "run it again with --debug and report the traceback\n"
+        )
+        return 1
+    return code
+
+
+def entry() -> None:
+    """Console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show λ must not turn a finished merge into a failure.
+            stream.reconfigure(errors="replace")
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Output: tables and results on stdout, progress and notes on stderr. Nothing else prints.
+
+On a terminal tables are drawn and progress is a bar; in a pipe both are plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+Progress = Callable[[int, int], None]
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def result(data: Any) -> None:
+    """One machine-readable result on stdout."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def line(text: str = "") -> None:
+    """A line of the result on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    sys.stderr.write(f"note: {text}\n")
+
+
+def status(text: str) -> None:
+    """A line of progress on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    stream: TextIO | None = None,
+) -> None:
+    """A table on stdout: drawn on a terminal, aligned columns in a pipe.
+
+    The first ``left`` columns are left-aligned, the others right-aligned.
+    """
+    stream = stream or sys.stdout
+    if stream.isatty():
+        _rich_table(title, columns, rows, left, stream)
+        return
+    cells = [list(columns), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    if title:
+        stream.write(title + "\n")
+    for row in cells:
+        parts = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        stream.write("  ".join(parts).rstrip() + "\n")
+
+
+def _rich_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, stream: TextIO
+) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
+    for row in rows:
+        drawn.add_row(*[Text(cell) for cell in row])
+    Console(file=stream, highlight=False).print(drawn)
+
+
+@contextmanager
+def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator[Progress]:
+    """A progress callback ``(done, total)``: a bar on a terminal, a line every few seconds else.
+
+    unit: ``bytes``, or the name of what is counted.
+    """
+    if quiet:
+        yield _silent
+    elif sys.stderr.isatty():
+        with _rich_progress(what, unit) as callback:
+            yield callback
+    else:
+        yield _plain_progress(what, unit)
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Progress that is not shown."""
+
+
+@contextmanager
+def _rich_progress(what: str, unit: str) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    amount: tuple[rich_progress.ProgressColumn, ...] = (
+        (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+        if unit == "bytes"
+        else (rich_progress.MofNCompleteColumn(), rich_progress.TextColumn(unit))
+    )
+    bar = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        *amount,
+        rich_progress.TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_progress(what: str, unit: str, every: float = 5.0) -> Progress:
+    start = last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every:
+            return
+        last = now
+        rate = done / (now - start)
+        left = (total - done) / rate if rate else 0.0
+        shown = f"{size(done)} of {size(total)}, {size(int(rate))}/s"
+        if unit != "bytes":
+            shown = f"{done:,} of {total:,} {unit}, {rate:,.0f}/s"
+        status(f"{what}: {shown}, {left:.0f} s left")
+
+    return update
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units: 1.5 GB."""
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    power = min((len(str(nbytes)) - 1) // 3, len(_UNITS) - 1)
+    return f"{nbytes / 1000**power:.3g} {_UNITS[power]}"
+
+
+def seconds(value: float) -> str:
+    """A duration: 0.12 s, 34 s, 5 min 20 s."""
+    if value < 10:
+        return f"{value:.2g} s"
+    if value < 100:
+        return f"{value:.0f} s"
+    return f"{int(value) // 60} min {int(value) % 60:02d} s"

@@ -1,0 +1,52 @@
+"""Finding things by name: avops.toml in the current directory, and arguments that win over it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from avops.errors import RecipeError, UserError
+from avops.recipe import Project, Sources, parse_project
+
+FILE = "avops.toml"
+
+
+def load_project() -> Project:
+    """The project in the current directory, or an empty one."""
+    path = Path(FILE)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Project()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{FILE}: cannot be read: {error}") from None
+    return parse_project(text, file=FILE)
+
+
+def sources(project: Project) -> Sources:
+    """How ``--av`` names are found."""
+    return Sources(project.avs, os.path.exists)
+
+
+def base_of(given: str | None, project: Project) -> str:
+    """The base checkpoint's path: the argument, or avops.toml's."""
+    base = given or project.base
+    if base is None:
+        raise UserError(
+            f"no BASE given and none in {FILE}; expected a checkpoint: a .safetensors file or a "
+            "directory"
+        )
+    return base
+
+
+def terms_of(groups: list[list[str]] | None) -> list[str]:
+    """``--av A B --av C`` as one list."""
+    return [spec for group in groups or [] for spec in group]
+
+
+def add_av(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+    """The option ``--av``, repeatable, taking any number of terms."""
+    parser.add_argument(
+        "--av", nargs="+", action="append", metavar="NAME:λ", help=text, required=required
+    )

@@ -1,0 +1,34 @@
+"""BYTES: safetensors headers, checkpoints, alignment vectors, staged output, sidecars."""
+
+from avops.disk.checkpoint import Checkpoint, Shard, Tensor, open_checkpoint, open_regular
+from avops.disk.fingerprint import fingerprint
+from avops.disk.header import encode_header, parse_header, parse_length
+from avops.disk.match import check_plain, check_vector, touched
+from avops.disk.reader import read_exactly
+from avops.disk.sidecars import patch_config, sidecars
+from avops.disk.staging import RECIPE_NAME, Staging
+from avops.disk.vector import Vector, open_vector
+from avops.disk.write import write_checkpoint
+
+__all__ = [
+    "RECIPE_NAME",
+    "Checkpoint",
+    "Shard",
+    "Staging",
+    "Tensor",
+    "Vector",
+    "check_plain",
+    "check_vector",
+    "encode_header",
+    "fingerprint",
+    "open_checkpoint",
+    "open_regular",
+    "open_vector",
+    "parse_header",
+    "parse_length",
+    "patch_config",
+    "read_exactly",
+    "sidecars",
+    "touched",
+    "write_checkpoint",
+]

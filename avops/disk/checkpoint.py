@@ -1,0 +1,252 @@
+"""Checkpoints: a safetensors file, a sharded directory with an index, or a directory with one file.
+
+Opening reads headers only. Symbolic links (hub snapshots) are followed. No pickle is ever loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from avops.disk.header import element_count, parse_header, parse_length
+from avops.disk.reader import read_exactly
+from avops.dtypes import DType
+from avops.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_INDEX = 200_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file: ``shard`` is the index of its file, ``offset`` absolute in that file."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return element_count(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its size in bytes, its raw header prefix and its metadata."""
+
+    path: Path
+    size: int
+    prefix: bytes
+    metadata: Mapping[str, str]
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A set of named tensors on disk. ``index`` holds the raw index file of a sharded directory."""
+
+    path: Path
+    shards: tuple[Shard, ...]
+    index: bytes | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the checkpoint is a single file rather than a directory."""
+        return self.path.is_file()
+
+    @property
+    def directory(self) -> Path:
+        """Where config and tokenizer are: the directory itself, or the file's."""
+        return self.path.parent if self.is_file else self.path
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by name, shard after shard, in file-offset order."""
+        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The shards' paths."""
+        return tuple(shard.path for shard in self.shards)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open the checkpoint at ``path`` (headers only).
+
+    Raises CheckpointError for a missing path, a malformed file, a bad index or a missing shard.
+    """
+    path = Path(path)
+    try:
+        is_dir = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot open the checkpoint: {error.strerror}; "
+            "expected a .safetensors file or a directory with one"
+        ) from None
+    if not is_dir:
+        if path.suffix in _PICKLES:
+            raise CheckpointError(_pickle_message(path))
+        return Checkpoint(path, (_open_shard(path, 0),))
+    return _open_directory(path)
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot list the directory: {error.strerror}") from None
+    if INDEX in names:
+        return _open_sharded(path, also_single=SINGLE in names)
+    files = [name for name in names if name.endswith(".safetensors")]
+    if "adapter_config.json" in names:
+        raise CheckpointError(
+            f"{path}: a LoRA adapter, expected full weights; merge it into its base first "
+            "(PEFT: model.merge_and_unload().save_pretrained(...)) and give that directory"
+        )
+    if SINGLE in files:
+        files = [SINGLE]
+    if len(files) == 1:
+        return Checkpoint(path, (_open_shard(path / files[0], 0),))
+    if files:
+        raise CheckpointError(
+            f"{path}: {len(files)} safetensors files but no {INDEX}; "
+            "restore the index, or name one file"
+        )
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        raise CheckpointError(_pickle_message(path / pickles[0]))
+    raise CheckpointError(
+        f"{path}: no safetensors file in this directory, expected {SINGLE} or {INDEX}"
+    )
+
+
+def _open_sharded(path: Path, *, also_single: bool) -> Checkpoint:
+    where = path / INDEX
+    raw = _read_small(where)
+    weight_map = _weight_map(raw, where)
+    names = list(dict.fromkeys(weight_map.values()))
+    if also_single and SINGLE not in names:
+        raise CheckpointError(
+            f"{path}: holds both {SINGLE} and {INDEX}, which does not name it: one of them is "
+            "stale; remove that one, or name a file"
+        )
+    shards = []
+    for number, name in enumerate(sorted(names)):
+        if not (path / name).exists():
+            raise CheckpointError(
+                f"{path / name}: shard missing, but {INDEX} names it for "
+                f"{sum(1 for value in weight_map.values() if value == name)} tensors; "
+                "download it again"
+            )
+        shards.append(_open_shard(path / name, number))
+    _check_index(weight_map, shards, where)
+    return Checkpoint(path, tuple(shards), raw)
+
+
+def _weight_map(raw: bytes, where: Path) -> dict[str, str]:
+    try:
+        index: Any = json.loads(raw)
+        weight_map = index["weight_map"]
+        items = list(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{where}: not a valid index, expected JSON with a weight_map of tensor to file name"
+        ) from None
+    for name, file in items:
+        plain = isinstance(file, str) and file.endswith(".safetensors")
+        if not plain or "/" in file or "\\" in file or "\0" in file:
+            raise CheckpointError(
+                f"{where}: tensor {name!r} is in {file!r}, expected the plain name of a "
+                ".safetensors file in the same directory"
+            )
+    return dict(items)
+
+
+def _check_index(weight_map: Mapping[str, str], shards: list[Shard], where: Path) -> None:
+    found: dict[str, str] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name in found:
+                raise CheckpointError(
+                    f"{where.parent}: tensor {tensor.name!r} is in both {found[tensor.name]} "
+                    f"and {shard.path.name}"
+                )
+            found[tensor.name] = shard.path.name
+    for name in sorted(weight_map.keys() | found.keys()):
+        if weight_map.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{where}: tensor {name!r} is in {found.get(name) or 'no shard'}, but the index "
+                f"says {weight_map.get(name) or 'nothing of it'}: the index is stale"
+            )
+
+
+def _open_shard(path: Path, number: int) -> Shard:
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        head = os.pread(fd, 8, 0)
+        length = parse_length(head, size, str(path))
+        text = bytearray(length)
+        read_exactly(fd, text, 8, str(path))
+    finally:
+        os.close(fd)
+    header = parse_header(bytes(text), size - 8 - length, str(path))
+    tensors = tuple(
+        Tensor(e.name, e.dtype, e.shape, number, header.data_start + e.begin, e.end - e.begin)
+        for e in header.entries
+    )
+    return Shard(path, size, head + bytes(text), header.metadata, tensors)
+
+
+def open_regular(path: Path) -> int:
+    """A read-only descriptor of the regular file ``path``. Raises CheckpointError otherwise."""
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot open for reading: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointError(f"{path}: not a regular file, expected a safetensors file")
+    return fd
+
+
+def _read_small(path: Path) -> bytes:
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > _MAX_INDEX:
+            raise CheckpointError(f"{path}: {size} bytes, expected at most {_MAX_INDEX}")
+        data = bytearray(size)
+        read_exactly(fd, data, 0, str(path))
+        return bytes(data)
+    finally:
+        os.close(fd)
+
+
+def _pickle_message(path: Path) -> str:
+    return (
+        f"{path}: a PyTorch pickle, which can run code when loaded, expected safetensors; "
+        'convert it in a sandbox with: python -c "from transformers import AutoModelForCausalLM '
+        f"as M; M.from_pretrained('{path.parent}').save_pretrained('{path.parent}-safetensors')\""
+    )

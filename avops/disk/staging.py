@@ -1,0 +1,234 @@
+"""Crash-safe publishing: an output appears at its path whole, or not at all.
+
+Everything is written into a staging directory beside the target, flushed, then renamed.
+A failure removes the staging directory; a kill leaves it behind under a name that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from avops.errors import OutputError, WriteError
+
+RECIPE_NAME = "avops_recipe.json"
+_MAX_CALL = 1 << 30
+
+
+class Staging:
+    """Files that become the output ``target``: a directory, or one file with companions.
+
+    Use as a context manager and call ``commit()`` last; leaving without it removes everything.
+    ``force`` replaces an existing file, or a directory that avops wrote. ``inputs`` are files
+    that the output may never replace, whatever ``force`` says.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        *,
+        directory: bool,
+        force: bool = False,
+        inputs: Iterable[Path] = (),
+    ) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.directory = directory
+        self.force = force
+        self._inputs = tuple(inputs)
+        self._fds: dict[str, int] = {}
+        self._made: list[Path] = []
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._stage = self.target.parent / f".{self.target.name}.avops-partial-{token}"
+
+    def check(self, nbytes: int) -> None:
+        """Refuse before any work: an output that exists, is an input, or does not fit the disk.
+
+        Raises OutputError.
+        """
+        self._check_not_input()
+        if os.path.lexists(self.target):
+            self._check_replaceable()
+        parent = next(p for p in self.target.parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
+        usage = os.statvfs(parent)
+        free = usage.f_bavail * usage.f_frsize
+        if nbytes > free:
+            raise OutputError(
+                f"{self.target}: needs {nbytes:,} bytes, but {parent} has {free:,} free; "
+                "free some space or choose another -o"
+            )
+
+    def __enter__(self) -> Staging:
+        missing = [p for p in self.target.parents if not p.exists()]
+        try:
+            for path in reversed(missing):
+                path.mkdir()
+                self._made.append(path)
+            self._stage.mkdir()
+        except OSError as error:
+            self._discard()
+            self._fail("creating the staging directory", error)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._discard()
+
+    def create(self, name: str, size: int) -> int:
+        """Create the file ``name`` of ``size`` bytes, space reserved. Returns its descriptor."""
+        try:
+            fd = os.open(
+                self._stage / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
+            )
+            self._fds[name] = fd
+            if size:
+                os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            self._fail(f"reserving {size:,} bytes for {name}", error)
+        return fd
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data`` at ``offset`` bytes. Raises WriteError."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view):
+                done += os.pwrite(fd, view[done : done + _MAX_CALL], offset + done)
+        except OSError as error:
+            self._fail(f"writing at byte {offset + done}", error)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Add the small file ``name``."""
+        fd = self.create(name, len(data))
+        self.write(fd, data, 0)
+
+    def commit(self, main: str | None = None) -> None:
+        """Flush everything and rename it into place.
+
+        For a file output ``main`` is the staged file that becomes the target; the others are
+        placed beside it first. Raises WriteError, or OutputError when the target appeared
+        meanwhile.
+        """
+        try:
+            for name in list(self._fds):
+                os.fdatasync(self._fds[name])
+                os.close(self._fds.pop(name))
+            _sync_directory(self._stage)
+            if self.directory:
+                self._publish_directory()
+            else:
+                assert main is not None
+                others = [p for p in self._stage.iterdir() if p.name != main]
+                for path in others:
+                    path.replace(self.target.parent / path.name)
+                self._publish_file(self._stage / main)
+            _sync_directory(self.target.parent)
+        except OSError as error:
+            # After a failed flush the kernel may have dropped the pages: discard, never retry.
+            self._fail("publishing the output", error)
+        self._made.clear()
+
+    def _publish_file(self, staged: Path) -> None:
+        if self.force:
+            staged.replace(self.target)
+            return
+        try:
+            os.link(staged, self.target)
+        except FileExistsError:
+            raise OutputError(_exists(self.target)) from None
+        except OSError:
+            # No hard links on this file system: the check and the rename are two steps.
+            if self.target.exists():
+                raise OutputError(_exists(self.target)) from None
+            staged.rename(self.target)
+
+    def _publish_directory(self) -> None:
+        if not self.force or not self.target.exists():
+            try:
+                self._stage.rename(self.target)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise OutputError(_exists(self.target)) from None
+                raise
+            return
+        old = self._stage.with_name(self._stage.name.replace("-partial-", "-replaced-"))
+        self.target.rename(old)
+        try:
+            self._stage.rename(self.target)
+        except OSError:
+            old.rename(self.target)
+            raise
+        shutil.rmtree(old)
+
+    def _check_not_input(self) -> None:
+        for path in self._inputs:
+            real = Path(os.path.realpath(path))
+            same = self.target.exists() and real.exists() and os.path.samefile(real, self.target)
+            if same or self.target in real.parents:
+                raise OutputError(
+                    f"{self.target}: is or holds the input {path}, which is never overwritten; "
+                    "choose another -o"
+                )
+
+    def _check_replaceable(self) -> None:
+        if self.directory and self.target.is_dir():
+            if not any(self.target.iterdir()):
+                return
+            if self.force and not (self.target / RECIPE_NAME).is_file():
+                raise OutputError(
+                    f"{self.target}: --force replaces only directories that avops wrote, and this "
+                    f"one has no {RECIPE_NAME}; remove it yourself or choose another -o"
+                )
+        elif self.directory or self.target.is_dir():
+            kinds = ("a file", "a directory") if self.directory else ("a directory", "a file")
+            raise OutputError(
+                f"{self.target}: exists and is {kinds[0]}, but the output is {kinds[1]}; "
+                "choose another -o"
+            )
+        if not self.force:
+            raise OutputError(_exists(self.target))
+
+    def _discard(self) -> None:
+        for fd in self._fds.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._fds.clear()
+        shutil.rmtree(self._stage, ignore_errors=True)
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._made.clear()
+
+    def _fail(self, doing: str, error: OSError) -> NoReturn:
+        advice = {
+            errno.ENOSPC: "free some space or choose another -o",
+            errno.EDQUOT: "raise the quota or choose another -o",
+            errno.EFBIG: "the file system or `ulimit -f` limits file sizes; choose another -o",
+        }.get(error.errno or 0, "check the disk, then run the command again")
+        raise WriteError(
+            f"{self.target}: {doing} failed: {error.strerror}; nothing was left behind; {advice}"
+        ) from error
+
+
+def _exists(path: Path) -> str:
+    return f"{path}: already exists; choose another -o, or replace it with --force"
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,39 @@
+"""Environment variables: the only reader of ``os.environ``.
+
+| variable         | meaning                                                     | default   |
+|------------------|-------------------------------------------------------------|-----------|
+| AVOPS_BACKEND    | backend of every operation (native, reference)              | automatic |
+| AVOPS_THREADS    | worker threads                                              | CPU count |
+| AVOPS_DEBUG      | 1: show tracebacks, like ``--debug``                        | 0         |
+"""
+
+from __future__ import annotations
+
+import os
+
+from avops.errors import UserError
+
+
+def backend() -> str | None:
+    """The forced backend's name, or None for the automatic choice."""
+    return os.environ.get("AVOPS_BACKEND") or None
+
+
+def threads() -> int:
+    """Worker threads: ``AVOPS_THREADS``, or the CPUs this process may run on."""
+    text = os.environ.get("AVOPS_THREADS")
+    if not text:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise UserError(
+            f"AVOPS_THREADS is {text!r}, expected a whole number from 1 to 1024; "
+            "unset it for one thread per CPU"
+        )
+    return int(text)
+
+
+def debug() -> bool:
+    """Whether errors show a traceback."""
+    return os.environ.get("AVOPS_DEBUG", "0") not in ("", "0")

@@ -1,0 +1,201 @@
+"""Knobs: θ(λ) in a live model, in place, always from the pristine base.
+
+Adding and subtracting rounded deltas drifts, so every ``set`` computes base + Σ λ·AV anew.
+The weights are those `avops merge` writes for the same recipe, then widened (exactly) if the
+model computes in a wider dtype than the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avops import env
+from avops.disk import Checkpoint, Vector, check_vector, open_checkpoint, open_vector
+from avops.dtypes import COMPUTABLE, DType
+from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
+from avops.kernels import Operand, Term, combine
+from avops.knobs.mapped import Mapped
+from avops.recipe import round_f32
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A parameter or buffer of the model and the pristine base tensor it starts from."""
+
+    name: str
+    tensor: torch.Tensor
+    base: Operand
+
+
+class Knobs:
+    """Alignment vectors as dials on ``model``.
+
+    model: a torch module whose parameter names are the checkpoint's. avs: name to path or opened
+    vector. base: the checkpoint the weights come from (path or opened); its dtype is the one
+    that results are rounded to. Files are memory-mapped and stay open.
+    Raises MismatchError when model, base and vectors do not fit.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        avs: Mapping[str, Vector | str | os.PathLike[str]],
+        *,
+        base: Checkpoint | str | os.PathLike[str],
+        allow_nonfinite: bool = False,
+    ) -> None:
+        checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+        self._allow_nonfinite = allow_nonfinite
+        self._vectors = {
+            name: av if isinstance(av, Vector) else open_vector(name, av)
+            for name, av in avs.items()
+        }
+        for vector in self._vectors.values():
+            check_vector(checkpoint, vector)
+        self._mapped = {name: Mapped(v.checkpoint) for name, v in self._vectors.items()}
+        self._targets = _targets(model, Mapped(checkpoint), checkpoint)
+        self._staging: dict[DType, np.ndarray] = {}
+        self._state: dict[str, float] | None = None
+        self.set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The dials."""
+        return tuple(self._vectors)
+
+    @property
+    def state(self) -> Mapping[str, float]:
+        """The coefficients of what is loaded (float32 values).
+
+        Raises AvopsError when the last ``set`` failed halfway: the weights are then mixed.
+        """
+        if self._state is None:
+            raise AvopsError(
+                "the model's weights are mixed, since the last Knobs.set() failed halfway; "
+                "call set() again before using the model"
+            )
+        return dict(self._state)
+
+    def set(self, lams: Mapping[str, float] | None = None, **more: float) -> None:
+        """Load θ(λ) in place; a dial that is not named is 0. Terms are added in dial order.
+
+        Raises RecipeError for an unknown dial or a λ that is not finite, NonFiniteError when a
+        weight becomes NaN or infinite.
+        """
+        wanted = {**(lams or {}), **more}
+        exact = {name: self._lam(name, value) for name, value in wanted.items()}
+        state = {name: exact.get(name, 0.0) for name in self._vectors}
+        if state == self._state:
+            return
+        self._state = None
+        for target in self._targets:
+            terms = [
+                Term(self._mapped[name].operands[target.name], lam, self._vectors[name].aligned)
+                for name, lam in state.items()
+                if lam
+            ]
+            self._load(target, terms)
+        self._state = state
+
+    @contextlib.contextmanager
+    def at(self, lams: Mapping[str, float] | None = None, **more: float) -> Iterator[None]:
+        """``set`` for the length of a ``with`` block, then back to what was loaded before."""
+        before = self.state
+        self.set(lams, **more)
+        try:
+            yield
+        finally:
+            self.set(before)
+
+    def _lam(self, name: str, value: float) -> float:
+        if name not in self._vectors:
+            raise RecipeError(f"no dial {name!r}, expected one of {', '.join(self._vectors)}")
+        if not np.isfinite(value):
+            raise RecipeError(f"dial {name}: λ is {value}, expected a finite number")
+        return round_f32(Decimal(repr(float(value))))
+
+    def _load(self, target: _Target, terms: list[Term]) -> None:
+        import torch
+
+        dtype, count = target.base.dtype, target.base.array.size
+        direct = target.tensor.device.type == "cpu" and target.tensor.dtype == _torch(dtype)
+        if direct:
+            raw = target.tensor.detach().view(-1).view(torch.uint8).numpy()
+        else:
+            raw = self._buffer(dtype, count)[: count * dtype.size]
+        out = Operand(raw.view(dtype.storage), dtype)
+        stats = combine(target.base, terms, out, threads=env.threads())
+        if stats.nonfinite and not self._allow_nonfinite:
+            raise NonFiniteError(
+                f"tensor {target.name!r} would hold {stats.nonfinite} values that are NaN or "
+                f"infinite at λ = {[term.lam for term in terms]}; lower λ or repair the input"
+            )
+        if not direct:
+            host = torch.from_numpy(raw).view(_torch(dtype)).view(target.tensor.shape)
+            with torch.no_grad():
+                target.tensor.copy_(host)
+
+    def _buffer(self, dtype: DType, count: int) -> np.ndarray:
+        size = count * dtype.size
+        if dtype not in self._staging or self._staging[dtype].nbytes < size:
+            largest = max(
+                target.base.array.nbytes for target in self._targets if target.base.dtype == dtype
+            )
+            self._staging[dtype] = np.empty(max(size, largest), np.uint8)
+        return self._staging[dtype]
+
+
+def _torch(dtype: DType) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, dtype.torch or "")
+    return found
+
+
+def _targets(model: torch.nn.Module, base: Mapped, checkpoint: Checkpoint) -> tuple[_Target, ...]:
+    """One target per storage: tied weights are set once."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    targets, seen = [], {}
+    for name, operand in base.operands.items():
+        if name not in named:
+            raise MismatchError(
+                f"{checkpoint.path}: tensor {name!r} has no parameter of that name in the "
+                f"{type(model).__name__}; expected the names of model.state_dict()"
+            )
+        tensor = named[name]
+        _check_target(name, tensor, checkpoint)
+        pointer = (tensor.device, tensor.data_ptr()) if tensor.numel() else name
+        if pointer not in seen:
+            targets.append(_Target(name, tensor, operand))
+        seen.setdefault(pointer, name)
+    covered = {(t.tensor.device, t.tensor.data_ptr()) for t in targets}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if tensor.numel() and (tensor.device, tensor.data_ptr()) not in covered:
+            raise MismatchError(
+                f"{checkpoint.path}: lacks the model's parameter {name!r}, so it cannot be set; "
+                "give the checkpoint that the model was loaded from"
+            )
+    return tuple(targets)
+
+
+def _check_target(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
+    theirs = checkpoint.tensors[name]
+    known = {d.torch for d in COMPUTABLE}
+    fits = tuple(tensor.shape) == theirs.shape and str(tensor.dtype).split(".")[-1] in known
+    if not fits or tensor.device.type == "meta" or not tensor.is_contiguous():
+        raise MismatchError(
+            f"model parameter {name!r} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
+            f"but {checkpoint.path} has {theirs}; expected the same shape, a floating dtype, and "
+            "contiguous memory"
+        )

@@ -1,0 +1,89 @@
+"""Coefficients: decimal text to float32, rounded once.
+
+Going through a double would round twice, so the nearest float32 is found exactly.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from decimal import Decimal
+from fractions import Fraction
+
+from avops.errors import RecipeError
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MAX_POINTS = 10_000
+
+
+def round_f32(value: Decimal | Fraction) -> float:
+    """The float32 nearest to ``value`` (ties to even), as a Python float.
+
+    Raises OverflowError when the nearest float32 would be infinite.
+    """
+    exact = Fraction(value)
+    (guess,) = struct.unpack("<f", struct.pack("<f", float(exact)))
+    (bits,) = struct.unpack("<I", struct.pack("<f", abs(guess)))
+    best: tuple[Fraction, int, float] | None = None
+    for candidate in (bits - 1, bits, bits + 1):
+        if not 0 <= candidate < 0x7F800000:
+            continue
+        (magnitude,) = struct.unpack("<f", struct.pack("<I", candidate))
+        key = (abs(Fraction(magnitude) - abs(exact)), candidate & 1, magnitude)
+        best = key if best is None else min(best, key)
+    assert best is not None
+    return -best[2] if exact < 0 else best[2]
+
+
+def parse_decimal(text: str, where: str) -> Decimal:
+    """The decimal number ``text``. Raises RecipeError naming ``where`` for anything else."""
+    if not _DECIMAL.fullmatch(text):
+        raise RecipeError(
+            f"{where}: λ is {text!r}, expected a finite decimal number such as -1, .6 or 0.25"
+        )
+    return Decimal(text)
+
+
+def parse_lam(text: str, where: str) -> float:
+    """The coefficient ``text`` as a float32 value. Raises RecipeError naming ``where``."""
+    value = parse_decimal(text, where)
+    # Outside these exponents the result is known; Fraction(1e999999) would exhaust memory.
+    if value and value.adjusted() < -60:
+        return 0.0
+    try:
+        if value.adjusted() > 40:
+            raise OverflowError
+        return round_f32(value)
+    except OverflowError:
+        raise RecipeError(
+            f"{where}: λ is {text!r}, which is not finite in float32 (largest 3.4e38); "
+            "coefficients are usually between -2 and 2"
+        ) from None
+
+
+def parse_range(text: str, where: str) -> tuple[str, ...]:
+    """The points of ``START:STOP:STEP``, both ends included, as exact decimal texts.
+
+    Raises RecipeError naming ``where`` for a malformed, empty or huge range.
+    """
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise RecipeError(f"{where}: range is {text!r}, expected START:STOP:STEP such as -1.5:1:.1")
+    start, stop, step = (parse_decimal(part, where) for part in parts)
+    for part in parts:
+        parse_lam(part, where)
+    if step <= 0 or stop < start:
+        raise RecipeError(
+            f"{where}: range is {text!r}, expected START ≤ STOP and STEP > 0 such as -1.5:1:.1"
+        )
+    count = int((stop - start) / step) + 1
+    if count > _MAX_POINTS:
+        raise RecipeError(
+            f"{where}: range {text!r} has {count} points, expected at most {_MAX_POINTS}; "
+            "use a larger STEP"
+        )
+    return tuple(_plain(start + i * step) for i in range(count))
+
+
+def _plain(value: Decimal) -> str:
+    return format(value.normalize() + 0, "f")

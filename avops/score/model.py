@@ -1,0 +1,233 @@
+"""Models and tokenizers: the only file in avops that imports transformers.
+
+A checkpoint's own names decide: a tensor that is missing, left over or of another shape is an
+error, where transformers would draw random numbers and print advice. Pickled weights and remote
+code are never loaded. A local directory never touches the network; a hub id goes through the
+hub's own cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from avops.errors import CheckpointError, DataError, MismatchError, MissingExtraError
+
+try:
+    import torch
+    import transformers
+    from transformers.utils import logging
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "score", "loading a model") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from os import PathLike
+
+    from tokenizers import Tokenizer as BackendTokenizer
+
+_hf: Any = transformers  # its annotations are incomplete: results are typed at our own border
+_logging: Any = logging
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""owner/name, the only text that is ever looked up on the hub."""
+
+SHOWN = 5
+"""Tensor names shown in an error; the rest is counted."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and advice, and put its settings back afterwards."""
+    verbosity = _logging.get_verbosity()
+    bars = _logging.is_progress_bar_enabled()
+    _logging.set_verbosity(_logging.CRITICAL)
+    _logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        _logging.set_verbosity(verbosity)
+        if bars:
+            _logging.enable_progress_bar()
+
+
+def load_tokenizer(path: str | PathLike[str]) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer in a directory (or of a hub id), chat template included."""
+    source, local = _locate(path)
+    with quiet(), _loading("tokenizer", source, "tokenizer.json and tokenizer_config.json"):
+        tokenizer = _hf.AutoTokenizer.from_pretrained(
+            source, local_files_only=local, trust_remote_code=False
+        )
+    return cast(transformers.PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(
+    config_dir: str | PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> transformers.PreTrainedModel:
+    """A causal LM in eval mode with ``use_cache=False``, on ``device`` in ``dtype``.
+
+    Parameters
+    ----------
+    config_dir
+        A directory with ``config.json`` (and, without ``weights``, safetensors files), or a hub id.
+    dtype, device
+        Where the parameters live; ``weights`` are converted, rounded to nearest even.
+    weights
+        Every parameter by its checkpoint name; only ``config.json`` is then read. The model gets
+        copies, so the caller's tensors stay as they are when the model's weights are changed. A
+        name tied to another by the config may be left out; where both are there and differ, both
+        are kept, untied.
+
+    Raises
+    ------
+    CheckpointError
+        No such directory, no config, an unknown architecture or unreadable weights.
+    MismatchError
+        Missing, unexpected or wrongly shaped tensors.
+
+    """
+    source, local = _locate(config_dir)
+    kwargs: dict[str, Any] = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported below, with all names, instead of half loaded
+        "local_files_only": local,
+    }
+    with quiet():
+        with _loading("config", source, "config.json"):
+            config = _hf.AutoConfig.from_pretrained(
+                source, local_files_only=local, trust_remote_code=False
+            )
+        if weights is None:
+            with _loading("model", source, "config.json and .safetensors weights"):
+                model, info = _hf.AutoModelForCausalLM.from_pretrained(
+                    source, config=config, use_safetensors=True, trust_remote_code=False, **kwargs
+                )
+        else:
+            with _loading("model", source, "a config.json that fits the weights"):
+                model, info = _architecture(config).from_pretrained(
+                    None, config=config, state_dict=dict(weights), **kwargs
+                )
+    _check_loaded(info, source)
+    _own_memory(model, weights or {})
+    model.config.use_cache = False
+    return cast(transformers.PreTrainedModel, model.to(device).eval())
+
+
+def new_model(config: Mapping[str, Any]) -> transformers.PreTrainedModel:
+    """A causal LM with random f32 weights, in training mode, from the contents of a config.json.
+
+    ``config["model_type"]`` names the architecture (``"mistral"``). The weights come from torch's
+    global generator: call ``torch.manual_seed`` first.
+    """
+    if "model_type" not in config:
+        raise DataError(
+            f"model config: no 'model_type' among {sorted(config)}; "
+            "name the architecture, such as 'mistral'"
+        )
+    with quiet(), _loading("model", "the given config", "a known model_type"):
+        parsed = _hf.AutoConfig.for_model(**config)
+        model = _hf.AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+    return cast(transformers.PreTrainedModel, model.train())
+
+
+def new_tokenizer(
+    backend_tokenizer: BackendTokenizer, **special: Any
+) -> transformers.PreTrainedTokenizerFast:
+    """Wrap a ``tokenizers.Tokenizer``; ``special`` are bos_token, eos_token, chat_template, ..."""
+    tokenizer = _hf.PreTrainedTokenizerFast(tokenizer_object=backend_tokenizer, **special)
+    return cast(transformers.PreTrainedTokenizerFast, tokenizer)
+
+
+def save_model(
+    path: str | PathLike[str],
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write model (and tokenizer) as a checkpoint directory, quietly."""
+    with quiet():
+        model.save_pretrained(path)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+
+
+def _locate(path: str | PathLike[str]) -> tuple[str, bool]:
+    """(directory or hub id, whether it is local)."""
+    text = str(path)
+    if Path(text).is_dir():
+        return text, True
+    if isinstance(path, str) and HUB_ID.fullmatch(text):
+        return text, False
+    raise CheckpointError(
+        f"{text}: not a directory, expected one with config.json and tokenizer files "
+        "(or a hub id such as owner/name); check the path"
+    )
+
+
+@contextmanager
+def _loading(what: str, source: str, needed: str) -> Iterator[None]:
+    """Turn whatever transformers and its libraries raise into one CheckpointError.
+
+    They share no base class: OSError, ValueError, SafetensorError, dataclass errors and others.
+    """
+    if HUB_ID.fullmatch(source) and not Path(source).is_dir():
+        source = f"{source} (no such directory here, so taken as a hub id)"
+    try:
+        yield
+    except Exception as error:
+        reason = textwrap.shorten(str(error), width=240, placeholder=" …")
+        raise CheckpointError(
+            f"{source}: the {what} cannot be loaded; expected {needed}; "
+            f"transformers says: {reason} ({type(error).__name__})"
+        ) from error
+
+
+def _architecture(config: Any) -> Any:
+    """The causal LM class of ``config``, found without allocating any weights."""
+    with torch.device("meta"):
+        return type(_hf.AutoModelForCausalLM.from_config(config))
+
+
+def _check_loaded(info: Mapping[str, Any], source: str) -> None:
+    """Every parameter came from the weights, and every weight has a parameter."""
+    shapes = [
+        f"{name} (the weights have {list(got)}, the config wants {list(expected)})"
+        for name, got, expected in sorted(info["mismatched_keys"])
+    ]
+    problems = [
+        f"{len(names)} {label}: {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}"
+        for label, names in (
+            ("missing", sorted(info["missing_keys"])),
+            ("unexpected", sorted(info["unexpected_keys"])),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if info["error_msgs"]:
+        problems.append("; ".join(info["error_msgs"]))
+    if problems:
+        raise MismatchError(
+            f"{source}: the weights do not fit its config.json: {'; '.join(problems)}; "
+            "check that config and weights belong together"
+        )
+
+
+def _own_memory(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give every tensor memory of its own, aligned to 64 bytes.
+
+    transformers hands out the caller's tensors, or views of a file mapping: weights changed in
+    place would change those too. Matrix products may round differently at another alignment, so
+    the same weights give the same bits however they were loaded.
+    """
+    given = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.untyped_storage().data_ptr() in given or tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()

@@ -1,0 +1,43 @@
+"""The oracle: the truth that every fast path is compared to.
+
+One unpadded sequence at a time through the model's own forward, all logits in f32 (or f64, for a
+model in f64), log-softmax in the same type, an exactly rounded f64 sum, divided by T_r.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avops.errors import MissingExtraError, UserError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "score", "scoring") from error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from avops.score.plan import TokenPlan
+
+
+@torch.inference_mode()
+def oracle(model: Any, plan: TokenPlan) -> NDArray[np.float64]:
+    """The mean log-prob of each item and level."""
+    means = np.empty(plan.starts.shape, np.float64)
+    for item, level in np.ndindex(means.shape):
+        ids = torch.from_numpy(plan.sequence(item, level).astype(np.int64)).to(model.device)
+        logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0]
+        if logits.dtype not in (torch.float32, torch.float64):
+            raise UserError(
+                f"oracle: the model's logits are {logits.dtype}, expected float32; "
+                "load the model with dtype=torch.float32"
+            )
+        log_probs = torch.log_softmax(logits, dim=-1)
+        start = int(plan.starts[item, level])
+        scored = [log_probs[p - 1, ids[p]].item() for p in range(start, len(ids))]
+        means[item, level] = math.fsum(scored) / len(scored)
+    return means

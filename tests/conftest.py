@@ -1,0 +1,45 @@
+"""Fixtures that many rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """save(name, tensors, metadata=None): write a file with the safetensors package.
+
+    uint16 arrays are written as BF16.
+    """
+    import safetensors.torch
+    import torch
+
+    def write(name: str, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = {}
+        for key, value in tensors.items():
+            tensor = torch.from_numpy(value.copy())
+            made[key] = tensor.view(torch.bfloat16) if value.dtype == np.uint16 else tensor
+        path.write_bytes(safetensors.torch.save(made, metadata))
+        return path
+
+    return write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu, visibly, where there is no CUDA device."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -1,0 +1,233 @@
+"""The header parser: attacks, and agreement with the safetensors package."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from avops.disk import encode_header, open_checkpoint, parse_header, parse_length
+from avops.dtypes import DTYPES
+from avops.errors import CheckpointError
+
+
+def parse(table: Any, data: int, raw: str | None = None) -> Any:
+    text = raw if raw is not None else json.dumps(table)
+    return parse_header(text.encode("utf-8", "surrogatepass"), data, "file")
+
+
+def tensor(begin: int, end: int, dtype: str = "F32", shape: list[int] | None = None) -> dict:
+    shape = [(end - begin) // 4] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_accepts_a_plain_header() -> None:
+    header = parse({"b": tensor(8, 12), "a": tensor(0, 8), "__metadata__": {"format": "pt"}}, 12)
+    assert [entry.name for entry in header.entries] == ["a", "b"]
+    assert header.metadata == {"format": "pt"}
+
+
+ATTACKS: list[tuple[str, Any, int, str]] = [
+    ("hole", {"a": tensor(4, 8)}, 8, "'a' starts at 4: it follows a hole"),
+    ("overlap", {"a": tensor(0, 8), "b": tensor(4, 8)}, 8, "'b' starts at 4: it overlaps"),
+    ("truncated", {"a": tensor(0, 8)}, 4, "truncated"),
+    ("trailing bytes", {"a": tensor(0, 8)}, 9, "bytes no tensor owns"),
+    ("reversed", {"a": tensor(8, 0, shape=[2])}, 8, "needs .* got data_offsets"),
+    ("wrong size", {"a": tensor(0, 8, shape=[3])}, 8, "needs 12 bytes"),
+    ("unknown dtype", {"a": tensor(0, 8, dtype="F33")}, 8, "unknown dtype 'F33'"),
+    ("dtype not text", {"a": {"dtype": 1, "shape": [], "data_offsets": [0, 4]}}, 4, "dtype 1"),
+    ("missing field", {"a": {"dtype": "F32", "shape": []}}, 4, "expected dtype, shape and"),
+    ("extra field", {"a": {**tensor(0, 4), "x": 1}}, 4, "expected dtype, shape and"),
+    ("not an object", {"a": [1]}, 4, "'a' has list"),
+    ("bool in shape", {"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, 4, "shape"),
+    ("shape not list", {"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, 4, "shape 1"),
+    ("three offsets", {"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4, 4]}}, 4, "offset"),
+    ("overflow", {"a": tensor(0, 0, shape=[2**40, 2**40, 0])}, 0, "overflows 64 bits"),
+    ("metadata list", {"__metadata__": []}, 0, "__metadata__ is not an object"),
+    ("metadata number", {"__metadata__": {"a": 1}}, 0, r"__metadata__\['a'\] is not a text"),
+    ("half bytes", {"a": tensor(0, 1, dtype="F4", shape=[1])}, 1, "does not fill whole bytes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("table", "data", "message"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS]
+)
+def test_refuses_malformed_tables(table: Any, data: int, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        parse(table, data)
+
+
+ONE = '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+RAW: list[tuple[str, str, str]] = [
+    ("duplicate tensor", ONE + "," + ONE[1:] + "}", "duplicate key 'a'"),
+    ("duplicate field", '{"a":{"dtype":"F32","dtype":"F32"}}', "duplicate key 'dtype'"),
+    ("negative", '{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "number -1"),
+    ("negative zero", '{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', "number -0"),
+    ("float", '{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}', "number 1.0"),
+    ("NaN", '{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', "number NaN"),
+    ("huge", '{"a":{"dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4]}}', "2^64"),
+    (
+        "5000 digits",
+        '{"a":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,4]}}',
+        "2^",
+    ),
+    ("lone surrogate", '{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', "Unicode"),
+    ("deep", '{"a":' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deeply|expected dtype"),
+    ("leading space", " " + ONE + "}", r"does not start with '\{'"),
+    ("not JSON", "{", "not JSON"),
+    ("two values", ONE + "}{}", "not JSON"),
+    ("control character", ONE.replace("a", "\x01") + "}", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("raw", "message"), [r[1:] for r in RAW], ids=[r[0] for r in RAW])
+def test_refuses_malformed_text(raw: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message.replace("^", r"\^")):
+        parse(None, 4, raw)
+
+
+def test_refuses_invalid_utf8() -> None:
+    with pytest.raises(CheckpointError, match="not UTF-8"):
+        parse_header(b'{"\xff":1}', 0, "file")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "size", "message"),
+    [
+        (b"", 0, "0 bytes, expected at least 8"),
+        (b"1234567", 7, "7 bytes"),
+        (struct.pack("<Q", 100_000_001), 2**40, "expected at most 100000000"),
+        (struct.pack("<Q", 2**63), 2**40, "expected at most"),
+        (struct.pack("<Q", 100), 50, "truncated"),
+    ],
+)
+def test_refuses_bad_lengths(prefix: bytes, size: int, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        parse_length(prefix, size, "file")
+
+
+def test_every_dtype_of_the_package_is_known(tmp_path: Path) -> None:
+    # The package lists its dtypes when it meets one that it does not know.
+    path = tmp_path / "x.safetensors"
+    text = b'{"a":{"dtype":"X","shape":[],"data_offsets":[0,0]}}'
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(safetensors.SafetensorError) as error:
+        safetensors.safe_open(path, "np")
+    listed = {word.strip("` ,.") for word in str(error.value).split("expected one of")[1].split()}
+    listed = {word for word in listed if word.isupper() or word[:1] in "FIUBC"} - {""}
+    assert {tag for tag in listed if tag in DTYPES} == {t for t in listed if t[:1] in "BFIUC"}
+    assert listed >= set(DTYPES)
+
+
+# ---- property: what we accept, the package accepts, with the same tensors
+
+NUMBERS = st.one_of(st.integers(0, 40), st.sampled_from([2**31, 2**63, 2**64 - 1, 2**64]))
+FIELDS = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from([*DTYPES, "F99"]),
+        "shape": st.lists(st.integers(0, 4), max_size=3),
+        "data_offsets": st.lists(NUMBERS, min_size=2, max_size=2),
+    }
+)
+TABLES = st.dictionaries(st.text(max_size=3), FIELDS, max_size=3)
+
+
+@st.composite
+def nearly_valid(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """(header, data): contiguous tensors, then sometimes one change."""
+    table: dict[str, Any] = {}
+    position = 0
+    for name in draw(st.lists(st.text(max_size=4), unique=True, max_size=4)):
+        dtype = DTYPES[draw(st.sampled_from(list(DTYPES)))]
+        shape = draw(st.lists(st.integers(0, 5), max_size=3))
+        count = 1
+        for size in shape:
+            count *= size
+        nbytes = count * dtype.bits // 8
+        offsets = [position, position + nbytes]
+        table[name] = {"dtype": dtype.tag, "shape": shape, "data_offsets": offsets}
+        position += nbytes
+    text = json.dumps(table, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    if draw(st.booleans()):
+        cut = draw(st.integers(0, len(text)))
+        text = text[:cut] + draw(st.binary(max_size=3)) + text[cut + draw(st.integers(0, 3)) :]
+    size = max(0, position + draw(st.sampled_from([0, 0, 0, 1, -1])))
+    return text + b" " * draw(st.integers(0, 3)), bytes(size)
+
+
+def both(path: Path, text: bytes, data: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    try:
+        ours = open_checkpoint(path)
+    except CheckpointError:
+        return
+    theirs = dict(safetensors.deserialize(path.read_bytes()))
+    assert set(theirs) == set(ours.tensors)
+    raw = path.read_bytes()
+    for name, tensor in ours.tensors.items():
+        assert theirs[name]["dtype"] == tensor.dtype.tag
+        assert tuple(theirs[name]["shape"]) == tensor.shape
+        assert bytes(theirs[name]["data"]) == raw[tensor.offset : tensor.offset + tensor.nbytes]
+
+
+HEALTH = [HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=HEALTH)
+@given(case=nearly_valid())
+def test_what_we_accept_the_package_accepts(tmp_path: Path, case: tuple[bytes, bytes]) -> None:
+    both(tmp_path / "x.safetensors", *case)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=HEALTH)
+@given(table=TABLES, size=st.integers(0, 64))
+def test_random_tables_never_widen(tmp_path: Path, table: dict, size: int) -> None:
+    both(tmp_path / "x.safetensors", json.dumps(table).encode(), bytes(size))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=HEALTH)
+@given(raw=st.binary(max_size=200))
+def test_random_bytes_never_crash(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+
+
+TORCH_DTYPES = ["float32", "bfloat16", "float16", "int64", "uint8", "bool", "float8_e4m3fn"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=HEALTH)
+@given(
+    tensors=st.dictionaries(
+        st.text(max_size=4),
+        st.tuples(st.sampled_from(TORCH_DTYPES), st.lists(st.integers(0, 4), max_size=3)),
+        max_size=4,
+    )
+)
+def test_what_the_package_writes_we_accept(
+    tmp_path: Path, tensors: dict[str, tuple[str, list[int]]]
+) -> None:
+    made = {name: torch.zeros(s, dtype=getattr(torch, d)) for name, (d, s) in tensors.items()}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save(made))
+    ours = open_checkpoint(path).tensors
+    assert {n: (t.dtype.torch, list(t.shape)) for n, t in ours.items()} == tensors
+
+
+def test_encoded_headers_round_trip() -> None:
+    shapes = [("é", DTYPES["BF16"], (3, 5)), ("b", DTYPES["F32"], ()), ("c", DTYPES["I64"], (0,))]
+    prefix, offsets = encode_header(shapes, {"k": "v"})
+    assert len(prefix) % 4096 == 0
+    header = parse_header(prefix[8:], 34, "file")
+    assert [(e.name, e.dtype, e.shape) for e in header.entries] == shapes
+    assert {e.name: header.data_start + e.begin for e in header.entries} == offsets
+    assert header.metadata == {"k": "v"}
