@@ -1,12 +1,12 @@
-// avops: combine and diff, plain C++ loops that compilers vectorise.
+// avops: combine and diff in plain C++ loops that compilers vectorise.
 //
-// Source of the arithmetic: avops/kernels/combine (contract) and its reference.py.
+// Source of the arithmetic: the contracts in avops/kernels/{combine,diff}/__init__.py.
 // Arrays: flat, n elements each, any mix of f32, f16 and bf16, any byte alignment.
 //
 // Work goes in blocks that stay in the L1 cache: widen the base to f32, add term after term to an
-// f32 accumulator, then add, round and store. So any mix of dtypes and kinds runs through
-// 3 + 12 + 9 short loops instead of one loop per mix, and an output block may replace the base
-// block it came from, which has been read by then.
+// f32 accumulator, then add base and accumulator, round and store. Any mix of dtypes and kinds runs
+// through 3 + 12 + 9 short loops instead of one loop per mix, and an output block may replace the
+// base block it came from, which has been read by then.
 #include "avops.h"
 #include "bf16.h"
 
@@ -17,12 +17,18 @@
 #include <thread>
 #include <vector>
 
-#if defined(AVOPS_NO_CLONES)
-#define AVOPS_CLONES
-#elif defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define AVOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// The loops are compiled once per x86-64 level, and the dynamic loader picks (ifunc, so glibc only).
+// Elsewhere the compiler's own target is used. AVOPS_NO_CLONES: for tests of single levels.
+#if defined(__clang__)
+#define AVOPS_CAN_CLONE (__clang_major__ >= 14)
+#elif defined(__GNUC__)
+#define AVOPS_CAN_CLONE (__GNUC__ >= 11)
+#else
+#define AVOPS_CAN_CLONE 0
+#endif
+#if AVOPS_CAN_CLONE && defined(__x86_64__) && defined(__GLIBC__) && !defined(AVOPS_NO_CLONES)
 #define AVOPS_HAS_CLONES 1
+#define AVOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define AVOPS_CLONES
 #endif
@@ -32,13 +38,14 @@ namespace {
 using namespace avops;
 typedef unsigned char byte;
 
-// Elements per block: two f32 buffers of this length take 16 KiB.
-constexpr int64_t kBlock = 2048;
-// Blocks below which a further thread costs more than it brings (starting one takes about 20 us).
-constexpr int64_t kBlocksPerThread = 16;
+// Elements per block: the two f32 buffers take 4 KiB. Shorter blocks overlap the reading of several
+// streams better, longer ones spend less on loop ends; 256 to 1024 differ by 10 %.
+constexpr int64_t kBlock = 512;
+// Blocks per thread below which one more thread costs more (about 20 us) than it brings.
+constexpr int64_t kBlocksPerThread = 64;
 
-// The caller's rounding mode and flush-to-zero flags must not reach the results, nor our
-// floating-point exception flags the caller.
+// Keeps the caller's rounding mode and flush-to-zero flags out of the results, and our exception
+// flags from the caller.
 class DefaultFloatMode {
   public:
     DefaultFloatMode() {
@@ -58,6 +65,24 @@ AVOPS_INLINE void widen_block(const byte *from, float *__restrict to, int64_t n)
     const typename T::stored *values = reinterpret_cast<const typename T::stored *>(from);
     for (int64_t i = 0; i < n; ++i) to[i] = T::widen(values[i]);
 }
+
+AVOPS_INLINE void widen_input(avops_input input, int64_t start, float *__restrict to, int64_t n) {
+    const byte *from = static_cast<const byte *>(input.data);
+    switch (input.dtype) {
+        case AVOPS_F32: widen_block<F32>(from + start * F32::size, to, n); break;
+        case AVOPS_F16: widen_block<F16>(from + start * F16::size, to, n); break;
+        default: widen_block<BF16>(from + start * BF16::size, to, n); break;
+    }
+}
+
+// ---------------------------------------------------------------------------- combine
+
+struct Combine {
+    avops_input base;
+    const avops_term *terms;
+    int64_t term_count;
+    avops_output out;
+};
 
 template <class T, bool kAligned, bool kFirst>
 AVOPS_INLINE void add_block(const byte *from, const float *__restrict base, float lam,
@@ -84,18 +109,18 @@ AVOPS_INLINE void add_term(const avops_term &term, int64_t start, bool first,
     }
 }
 
-// Rounds base + acc, as if no result were NaN or infinite, and counts the unchanged; the return
-// value says whether that was so. Counts and maxima stay in 32 bits: all lanes have one width.
+// Rounds base + acc as if no result were infinite or NaN; returns whether that was so.
+// Counts inside a block stay in 32 bits, the width of the other lanes.
 template <class T>
-AVOPS_INLINE bool finish_finite(const float *__restrict base, const float *__restrict acc,
-                                byte *__restrict to, int64_t n, avops_combine_counts &counts) {
+AVOPS_INLINE bool store_finite(const float *__restrict base, const float *__restrict acc,
+                               byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
     int32_t largest = 0;
     uint32_t unchanged = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float sum = base[i] + acc[i];
-        largest = std::max(largest, static_cast<int32_t>(bits_of(sum) & 0x7fffffffu));
         const uint32_t bits = T::round(sum);
+        largest = std::max(largest, magnitude_of(sum));
         unchanged += bits == T::round(base[i]);
         out[i] = static_cast<typename T::stored>(bits);
     }
@@ -105,15 +130,14 @@ AVOPS_INLINE bool finish_finite(const float *__restrict base, const float *__res
 }
 
 template <class T>
-AVOPS_INLINE void finish_block(const float *__restrict base, const float *__restrict acc,
-                               byte *__restrict to, int64_t n, avops_combine_counts &counts) {
-    if (finish_finite<T>(base, acc, to, n, counts)) return;
+AVOPS_INLINE void store_block(const float *__restrict base, const float *__restrict acc,
+                              byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
     uint32_t nonfinite = 0, unchanged = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t bits = T::narrow(base[i] + acc[i]);
+        const uint32_t bits = narrow<T>(base[i] + acc[i]);
         nonfinite += (bits & T::infinity) == T::infinity;
-        unchanged += bits == T::narrow(base[i]);
+        unchanged += bits == narrow<T>(base[i]);
         out[i] = static_cast<typename T::stored>(bits);
     }
     counts.nonfinite += nonfinite;
@@ -121,12 +145,12 @@ AVOPS_INLINE void finish_block(const float *__restrict base, const float *__rest
 }
 
 template <class T>
-AVOPS_INLINE void convert_block(const float *__restrict base, byte *__restrict to, int64_t n,
-                                avops_combine_counts &counts) {
+AVOPS_INLINE void store_base(const float *__restrict base, byte *__restrict to, int64_t n,
+                             avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
     uint32_t nonfinite = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t bits = T::narrow(base[i]);
+        const uint32_t bits = narrow<T>(base[i]);
         nonfinite += (bits & T::infinity) == T::infinity;
         out[i] = static_cast<typename T::stored>(bits);
     }
@@ -135,49 +159,12 @@ AVOPS_INLINE void convert_block(const float *__restrict base, byte *__restrict t
 }
 
 template <class T>
-AVOPS_INLINE void difference_block(const float *__restrict base, const float *__restrict aligned,
-                                   byte *__restrict to, int64_t n, avops_diff_counts &counts) {
-    typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    uint32_t nonfinite = 0, zeros = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const uint32_t bits = T::narrow(aligned[i] - base[i]);
-        nonfinite += (bits & T::infinity) == T::infinity;
-        zeros += (bits & T::magnitude) == 0;
-        out[i] = static_cast<typename T::stored>(bits);
-    }
-    counts.nonfinite += nonfinite;
-    counts.zeros += zeros;
+AVOPS_INLINE void store(const Combine &job, int64_t start, const float *__restrict base,
+                        const float *__restrict acc, int64_t n, avops_combine_counts &counts) {
+    byte *to = static_cast<byte *>(job.out.data) + start * T::size;
+    if (job.term_count == 0) store_base<T>(base, to, n, counts);
+    else if (!store_finite<T>(base, acc, to, n, counts)) store_block<T>(base, acc, to, n, counts);
 }
-
-AVOPS_INLINE void widen_input(avops_input input, int64_t start, float *__restrict to, int64_t n) {
-    const byte *from = static_cast<const byte *>(input.data);
-    switch (input.dtype) {
-        case AVOPS_F32: widen_block<F32>(from + start * F32::size, to, n); break;
-        case AVOPS_F16: widen_block<F16>(from + start * F16::size, to, n); break;
-        default: widen_block<BF16>(from + start * BF16::size, to, n); break;
-    }
-}
-
-template <class T>
-AVOPS_INLINE void finish(avops_output out, int64_t start, bool any_term, const float *base,
-                         const float *acc, int64_t n, avops_combine_counts &counts) {
-    byte *to = static_cast<byte *>(out.data) + start * T::size;
-    if (any_term) finish_block<T>(base, acc, to, n, counts);
-    else convert_block<T>(base, to, n, counts);
-}
-
-struct Combine {
-    avops_input base;
-    const avops_term *terms;
-    int64_t term_count;
-    avops_output out;
-};
-
-struct Diff {
-    avops_input base;
-    avops_input aligned;
-    avops_output out;
-};
 
 AVOPS_CLONES
 avops_combine_counts combine_range(const Combine &job, int64_t first, int64_t last) {
@@ -195,14 +182,38 @@ avops_combine_counts combine_range(const Combine &job, int64_t first, int64_t la
                 default: add_term<BF16>(term, start, k == 0, base, acc, n); break;
             }
         }
-        const bool any = job.term_count > 0;
         switch (job.out.dtype) {
-            case AVOPS_F32: finish<F32>(job.out, start, any, base, acc, n, counts); break;
-            case AVOPS_F16: finish<F16>(job.out, start, any, base, acc, n, counts); break;
-            default: finish<BF16>(job.out, start, any, base, acc, n, counts); break;
+            case AVOPS_F32: store<F32>(job, start, base, acc, n, counts); break;
+            case AVOPS_F16: store<F16>(job, start, base, acc, n, counts); break;
+            default: store<BF16>(job, start, base, acc, n, counts); break;
         }
     }
     return counts;
+}
+
+// ------------------------------------------------------------------------------- diff
+
+struct Diff {
+    avops_input base;
+    avops_input aligned;
+    avops_output out;
+};
+
+template <class T>
+AVOPS_INLINE void store_difference(const Diff &job, int64_t start, const float *__restrict base,
+                                   const float *__restrict aligned, int64_t n,
+                                   avops_diff_counts &counts) {
+    byte *to = static_cast<byte *>(job.out.data) + start * T::size;
+    typename T::stored *__restrict out = reinterpret_cast<typename T::stored *>(to);
+    uint32_t nonfinite = 0, zeros = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint32_t bits = narrow<T>(aligned[i] - base[i]);
+        nonfinite += (bits & T::infinity) == T::infinity;
+        zeros += (bits & T::magnitude) == 0;
+        out[i] = static_cast<typename T::stored>(bits);
+    }
+    counts.nonfinite += nonfinite;
+    counts.zeros += zeros;
 }
 
 AVOPS_CLONES
@@ -210,27 +221,28 @@ avops_diff_counts diff_range(const Diff &job, int64_t first, int64_t last) {
     alignas(64) float base[kBlock];
     alignas(64) float aligned[kBlock];
     avops_diff_counts counts = {0, 0};
-    byte *to = static_cast<byte *>(job.out.data);
     for (int64_t start = first; start < last; start += kBlock) {
         const int64_t n = std::min(kBlock, last - start);
         widen_input(job.base, start, base, n);
         widen_input(job.aligned, start, aligned, n);
         switch (job.out.dtype) {
-            case AVOPS_F32: difference_block<F32>(base, aligned, to + start * 4, n, counts); break;
-            case AVOPS_F16: difference_block<F16>(base, aligned, to + start * 2, n, counts); break;
-            default: difference_block<BF16>(base, aligned, to + start * 2, n, counts); break;
+            case AVOPS_F32: store_difference<F32>(job, start, base, aligned, n, counts); break;
+            case AVOPS_F16: store_difference<F16>(job, start, base, aligned, n, counts); break;
+            default: store_difference<BF16>(job, start, base, aligned, n, counts); break;
         }
     }
     return counts;
 }
 
+// ---------------------------------------------------------------------------- threads
+
 // Calls work(first, last) on ranges of whole blocks that cover 0..n, on up to `threads` threads.
 template <class Work>
 void split(int64_t n, int32_t threads, Work work) {
-    const int64_t blocks = (n + kBlock - 1) / kBlock;
+    const int64_t blocks = n / kBlock + (n % kBlock != 0);
     const int64_t useful = std::max<int64_t>(1, blocks / kBlocksPerThread);
     const int64_t workers = std::min<int64_t>(threads, useful);
-    const auto edge = [=](int64_t i) { return i == workers ? n : blocks * i / workers * kBlock; };
+    const auto edge = [=](int64_t i) { return i == workers ? n : blocks / workers * i * kBlock; };
     std::vector<std::thread> others;
     int64_t started = 1;
     try {
@@ -247,9 +259,8 @@ void split(int64_t n, int32_t threads, Work work) {
 
 }  // namespace
 
-extern "C" avops_combine_counts avops_combine(avops_input base, const avops_term *terms,
-                                              int64_t term_count, avops_output out, int64_t n,
-                                              int32_t threads) {
+avops_combine_counts avops_combine(avops_input base, const avops_term *terms, int64_t term_count,
+                                   avops_output out, int64_t n, int32_t threads) {
     const Combine job = {base, terms, term_count, out};
     std::atomic<int64_t> nonfinite{0}, unchanged{0};
     split(n, threads, [&](int64_t first, int64_t last) {
@@ -261,8 +272,8 @@ extern "C" avops_combine_counts avops_combine(avops_input base, const avops_term
     return {nonfinite, unchanged};
 }
 
-extern "C" avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out,
-                                        int64_t n, int32_t threads) {
+avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,
+                             int32_t threads) {
     const Diff job = {base, aligned, out};
     std::atomic<int64_t> nonfinite{0}, zeros{0};
     split(n, threads, [&](int64_t first, int64_t last) {
@@ -274,10 +285,11 @@ extern "C" avops_diff_counts avops_diff(avops_input base, avops_input aligned, a
     return {nonfinite, zeros};
 }
 
-extern "C" const char *avops_variant(void) {
+const char *avops_variant(void) {
 #if defined(AVOPS_HAS_CLONES)
-    if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
-    if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
+    // One feature of each level, since older compilers do not know the levels' names here.
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return "x86-64-v4";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "x86-64-v3";
     return "x86-64";
 #else
     return "generic";

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_project
+from small_project import SmallProject
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -43,3 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def _small_project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    return small_project.make(tmp_path_factory.mktemp("small") / "project")
+
+
+@pytest.fixture
+def project(
+    _small_project: SmallProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SmallProject:
+    """A fresh copy of the small project, which is the current directory."""
+    directory = tmp_path / "project"
+    shutil.copytree(_small_project.directory, directory)
+    monkeypatch.chdir(directory)
+    return dataclasses.replace(_small_project, directory=directory)

@@ -1,1 +1,94 @@
-"""x."""
+"""avops sweep: preference accuracy against one λ, for every domain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avops.cli import output, project, scoring
+from avops.errors import UserError
+
+if TYPE_CHECKING:
+    from avops.search import Sweep
+
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def add(verbs: Any) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "sweep",
+        help="preference accuracy against one λ: table, CSV and figure",
+        description="Vary one λ over START:STOP:STEP and measure every domain at every point. "
+        "Weights are set in place from the pristine base; nothing is written but the results.",
+    )
+    parser.add_argument("base", nargs="?", metavar="BASE", help="checkpoint: file or directory")
+    project.add_av(parser, "one range NAME:START:STOP:STEP; other terms keep one λ", required=True)
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FIGURE",
+        help="figure: .png, .svg or .pdf; the CSV goes beside it (default: sweep-NAME.png)",
+    )
+    scoring.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb."""
+    from avops.disk import write_file
+    from avops.recipe import parse_sweep
+    from avops.search import sweep, sweep_figure, to_csv
+
+    found = project.load_project()
+    source, points, fixed = parse_sweep(project.terms_of(args.av), project.sources(found))
+    figure = args.out or Path(f"sweep-{Path(source.name).stem}.png")
+    if figure.suffix not in _FORMATS:
+        raise UserError(f"-o {figure}: expected a name ending in {', '.join(_FORMATS)}")
+    table = figure.with_suffix(".csv")
+    held = (*(term.source for term in fixed), source)
+    setup = scoring.setup_of(args, found, held)
+    scoring.check_outputs([figure, table, args.table], force=args.force)
+    evaluator = scoring.open_evaluator(setup, quiet=args.json)
+    with output.progress(f"sweeping {source.name}", unit="tokens", quiet=args.json) as progress:
+        result = sweep(evaluator, points, fixed, progress)
+    candidates = [" ".join([*map(str, fixed), str(point)]) for point in points]
+    scoring.save_table(args, evaluator, result.scores, candidates)
+    write_file(table, to_csv(result).encode(), force=args.force)
+    write_file(figure, sweep_figure(result, format=figure.suffix[1:]), force=args.force)
+    if args.json:
+        output.result(
+            {
+                "base": setup.base,
+                "av": result.name,
+                "fixed": list(result.fixed),
+                "data": setup.data,
+                "csv": str(table),
+                "figure": str(figure),
+                "points": [
+                    {"lam": lam, **summary.to_dict()}
+                    for lam, summary in zip(result.lams, result.summaries, strict=True)
+                ],
+            }
+        )
+        return 0
+    show(result)
+    output.line(f"\n{figure}  {table}")
+    return 0
+
+
+def show(result: Sweep) -> None:
+    """Pref.Acc at every λ: a column per domain and level, the dominant level marked."""
+    columns = ["λ", *(f"{domain} {level}" for domain in result.domains for level in result.levels)]
+    rows = []
+    for lam, summary in zip(result.lams, result.summaries, strict=True):
+        cells = [
+            f"{part.accuracy:.2f}{'*' if summary[domain].dominant == part.level else ' '}"
+            for domain in result.domains
+            for part in summary[domain].levels
+        ]
+        rows.append([lam, *cells])
+    fixed = f", {' '.join(result.fixed)} fixed" if result.fixed else ""
+    output.table(f"Pref.Acc against λ of {result.name}{fixed} (*: dominant)", columns, rows, left=0)

@@ -8,7 +8,7 @@ from avops.disk.reader import read_exactly
 from avops.disk.sidecars import patch_config, sidecars
 from avops.disk.staging import RECIPE_NAME, Staging
 from avops.disk.vector import Vector, open_vector
-from avops.disk.write import write_checkpoint
+from avops.disk.write import write_checkpoint, write_file
 
 __all__ = [
     "RECIPE_NAME",
@@ -31,4 +31,5 @@ __all__ = [
     "sidecars",
     "touched",
     "write_checkpoint",
+    "write_file",
 ]

@@ -56,11 +56,13 @@ def check_vector(
 ) -> None:
     """Refuse an alignment vector that does not fit the base, tensor by tensor.
 
-    Raises MismatchError naming the vector, the tensor and both shapes.
+    Raises MismatchError naming the vector, the tensor and both shapes; also for a base that
+    nothing can be added to.
     """
+    floating = touched(base)
     check_plain(vector.checkpoint)
     theirs = vector.checkpoint.tensors
-    wanted = touched(base) if not vector.aligned else tuple(base.tensors.values())
+    wanted = tuple(base.tensors.values()) if vector.aligned else floating
     missing = [tensor.name for tensor in wanted if tensor.name not in theirs]
     extra = [name for name in theirs if name not in base.tensors]
     if missing and not allow_missing:

@@ -134,11 +134,17 @@ class Staging:
                 for path in others:
                     path.replace(self.target.parent / path.name)
                 self._publish_file(self._stage / main)
-            _sync_directory(self.target.parent)
         except OSError as error:
             # After a failed flush the kernel may have dropped the pages: discard, never retry.
             self._fail("publishing the output", error)
         self._made.clear()
+        try:
+            _sync_directory(self.target.parent)
+        except OSError as error:
+            raise WriteError(
+                f"{self.target}: is in place and whole, but flushing {self.target.parent} failed: "
+                f"{error.strerror}; a power cut now could undo the rename; check the disk"
+            ) from error
 
     def _publish_file(self, staged: Path) -> None:
         if self.force:

@@ -41,3 +41,16 @@ def write_checkpoint(
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 staging.write(fd, data.data, offsets[name])
         staging.commit(path.name)
+
+
+def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool = False) -> None:
+    """Write ``data`` to ``path``, whole or not at all.
+
+    Raises OutputError when ``path`` exists (unless ``force``), WriteError when writing fails.
+    """
+    path = Path(path)
+    staging = Staging(path, directory=False, force=force)
+    staging.check(len(data))
+    with staging:
+        staging.add(path.name, data)
+        staging.commit(path.name)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from avops.disk import Checkpoint, open_regular
+from avops.disk import Checkpoint, Tensor, open_regular
 from avops.kernels import Operand
 
 
@@ -33,11 +33,12 @@ class Mapped:
     @cached_property
     def operands(self) -> Mapping[str, Operand]:
         """Name to flat operand, for every BF16, F16 or F32 tensor."""
-        found = {}
-        for tensor in self.checkpoint.tensors.values():
-            if tensor.dtype.computable:
-                raw = np.frombuffer(
-                    self._maps[tensor.shard], np.uint8, tensor.nbytes, tensor.offset
-                )
-                found[tensor.name] = Operand(raw.view(tensor.dtype.storage), tensor.dtype)
-        return found
+        return {
+            tensor.name: Operand(self.raw(tensor).view(tensor.dtype.storage), tensor.dtype)
+            for tensor in self.checkpoint.tensors.values()
+            if tensor.dtype.computable
+        }
+
+    def raw(self, tensor: Tensor) -> np.ndarray:
+        """The bytes of ``tensor``, read-only."""
+        return np.frombuffer(self._maps[tensor.shard], np.uint8, tensor.nbytes, tensor.offset)

@@ -12,41 +12,63 @@ loaded on first use: importing avops.score imports neither torch nor transformer
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_LAZY = {
-    "Item": "items",
-    "Items": "items",
-    "load_items": "items",
-    "PlanRecord": "plan",
-    "Token": "plan",
-    "TokenPlan": "plan",
-    "ChatFormat": "prompts",
-    "encode": "prompts",
-    "encode_ids": "prompts",
-    "load_model": "model",
-    "load_tokenizer": "model",
-    "new_model": "model",
-    "new_tokenizer": "model",
-    "save_model": "model",
-    "oracle": "oracle",
-    "Scorer": "forward",
-    "ScoreSummary": "metrics",
-    "summarise": "metrics",
-    "ScoreTable": "table",
-    "read_table": "table",
-    "write_table": "table",
-    "ScoreResult": "api",
-    "score": "api",
+if TYPE_CHECKING:
+    from avops.score.api import ScoreResult, score
+    from avops.score.forward import Scorer
+    from avops.score.items import Item, Items, load_items
+    from avops.score.metrics import ScoreSummary, summarise
+    from avops.score.model import load_model, load_tokenizer, new_model, new_tokenizer, save_model
+    from avops.score.oracle import oracle_scores
+    from avops.score.plan import PlanRecord, Token, TokenPlan
+    from avops.score.prompts import ChatFormat, encode, encode_ids
+    from avops.score.table import ScoreTable, read_table, write_table
+
+__all__ = [
+    "ChatFormat",
+    "Item",
+    "Items",
+    "PlanRecord",
+    "ScoreResult",
+    "ScoreSummary",
+    "ScoreTable",
+    "Scorer",
+    "Token",
+    "TokenPlan",
+    "encode",
+    "encode_ids",
+    "load_items",
+    "load_model",
+    "load_tokenizer",
+    "new_model",
+    "new_tokenizer",
+    "oracle_scores",
+    "read_table",
+    "save_model",
+    "score",
+    "summarise",
+    "write_table",
+]
+
+_MODULES = {
+    "api": ("ScoreResult", "score"),
+    "forward": ("Scorer",),
+    "items": ("Item", "Items", "load_items"),
+    "metrics": ("ScoreSummary", "summarise"),
+    "model": ("load_model", "load_tokenizer", "new_model", "new_tokenizer", "save_model"),
+    "oracle": ("oracle_scores",),
+    "plan": ("PlanRecord", "Token", "TokenPlan"),
+    "prompts": ("ChatFormat", "encode", "encode_ids"),
+    "table": ("ScoreTable", "read_table", "write_table"),
 }
-
-__all__ = [*_LAZY]  # noqa: PLE0604 - the keys are strings
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOMES:
         raise AttributeError(f"module 'avops.score' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"avops.score.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"avops.score.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

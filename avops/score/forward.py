@@ -3,14 +3,14 @@
 Computes S[item, level] = (1/T_r) Σ log P(t | context), the same expressions as the oracle: f32
 logits, f32 log-softmax, an exactly rounded f64 sum. Nothing is padded or masked, so a row's value
 depends on its own sequence alone; the two differ only in the order in which matrix products are
-summed. To first order
+summed. To first order, with roundings taken as independent, all but a share 2·exp(−T²/2) of
+differences obey
 
-    |S − oracle| ≤ 2·u·Σ_y n_y·Σ_j |∂S/∂y_j|·a_j + 2⁻²⁴·|S|,        u = 2⁻²⁴,
+    |S − oracle| ≤ 2·T·u·√(Σ_y n_y Σ_j (∂S/∂y_j · a_j)²) + u·|S|,        u = 2⁻²⁴,
 
-over the outputs y of the model's layers, where n_y counts the roundings behind one element of y
-(the inner length of its sum, and a few) and a_j is that sum over absolute values. The factor 2 is
-for two evaluations, the last term for S in f32. tests/score/bound.py evaluates it by automatic
-differentiation.
+over the outputs y of all operations: n_y roundings stand behind an element of y (the inner length
+of its sum, and a few), each at most u·a_j, that sum over absolute values; the factor 2 is for two
+evaluations and u·|S| for S in f32. The tests evaluate it by automatic differentiation (T = 7).
 
 Bits are the same in every run with the same plan, ``batch_tokens``, machine and thread count.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def oracle(model: Any, plan: TokenPlan) -> NDArray[np.float64]:
+def oracle_scores(model: Any, plan: TokenPlan) -> NDArray[np.float64]:
     """The mean log-prob of each item and level."""
     means = np.empty(plan.starts.shape, np.float64)
     for item, level in np.ndindex(means.shape):
@@ -33,7 +33,7 @@ def oracle(model: Any, plan: TokenPlan) -> NDArray[np.float64]:
         logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0]
         if logits.dtype not in (torch.float32, torch.float64):
             raise UserError(
-                f"oracle: the model's logits are {logits.dtype}, expected float32; "
+                f"oracle_scores: the model's logits are {logits.dtype}, expected float32; "
                 "load the model with dtype=torch.float32"
             )
         log_probs = torch.log_softmax(logits, dim=-1)

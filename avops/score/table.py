@@ -99,7 +99,10 @@ def write_table(
 def read_table(path: str | PathLike[str]) -> ScoreTable:
     """Read a table written as .npz."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("one array without names")
             return ScoreTable(
                 scores=arrays["scores"],
                 candidates=tuple(arrays["candidates"].tolist()),
@@ -110,7 +113,7 @@ def read_table(path: str | PathLike[str]) -> ScoreTable:
                 tokens=arrays["tokens"],
                 record=json.loads(str(arrays["record"])),
             )
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: not a score table ({error}), expected an .npz file from avops; "
             "write it again with --table"

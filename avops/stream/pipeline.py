@@ -42,13 +42,12 @@ def run(
     *,
     threads: int,
     progress: Progress | None = None,
-    chunk: int = CHUNK,
 ) -> Outcome:
     """Carry out ``plan`` into ``staging``. ``progress(done, total)`` gets bytes read.
 
     The first error stops all workers and is raised. An interrupt does the same.
     """
-    job = _Job(plan, staging, chunk, progress)
+    job = _Job(plan, staging, CHUNK, progress)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="avops") as pool:
             futures = [pool.submit(job.work) for _ in range(threads)]

@@ -1,0 +1,5 @@
+"""``python -m avops``."""
+
+from avops.cli.main import entry
+
+entry()

@@ -1,0 +1,109 @@
+"""What `avops score` and `avops sweep` share: their options, their setup and their tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avops.cli import output, project
+from avops.errors import UserError
+from avops.recipe import Project, Source
+
+if TYPE_CHECKING:
+    from avops.score import ScoreSummary
+    from avops.search import Evaluator, Setup
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what to score, and how."""
+    parser.add_argument("--levels", metavar="A,B,C", help="levels to score (default: the data's)")
+    parser.add_argument("--data", metavar="FILE", help="items as JSON lines")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer (default: beside the base)")
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="text with {query} and {response} (default: the tokenizer's chat template)",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
+    parser.add_argument("--force", action="store_true", help="replace earlier output files")
+    parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
+
+
+def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ...]) -> Setup:
+    """The setup of ``args`` with avops.toml's defaults. Raises UserError without data."""
+    from avops.search import Setup
+
+    data = args.data or found.data
+    if data is None:
+        raise UserError(f"no --data given and none in {project.FILE}; expected items as JSON lines")
+    levels = found.levels
+    if args.levels is not None:
+        levels = tuple(part.strip() for part in args.levels.split(","))
+        if "" in levels or len(set(levels)) < max(2, len(levels)):
+            raise UserError(
+                f"--levels {args.levels}: expected two or more different names, such as exp,gen,avd"
+            )
+    return Setup(
+        base=project.base_of(args.base, found),
+        sources=sources,
+        data=data,
+        levels=levels,
+        tokenizer=args.tokenizer or found.tokenizer,
+        template=args.template or found.template,
+        device=args.device,
+    )
+
+
+def check_outputs(paths: Sequence[Path | None], *, force: bool) -> None:
+    """Refuse outputs that exist before anything is measured. Raises OutputError."""
+    from avops.disk import Staging
+
+    for path in paths:
+        if path is not None:
+            Staging(path, directory=False, force=force).check(0)
+
+
+def open_evaluator(setup: Setup, *, quiet: bool) -> Evaluator:
+    """Load everything, saying so: importing torch and a model takes a while."""
+    from avops.search import Evaluator
+
+    if not quiet:
+        output.status(f"loading {setup.base} and {setup.data}")
+    return Evaluator(setup)
+
+
+def save_table(
+    args: argparse.Namespace, evaluator: Evaluator, scores: Any, candidates: Sequence[str]
+) -> None:
+    """Write ``--table`` if it was asked for."""
+    from avops.score import write_table
+
+    if args.table is not None:
+        write_table(
+            args.table, scores, candidates, evaluator.items, evaluator.plan, force=args.force
+        )
+
+
+def show_summary(title: str, summary: ScoreSummary) -> None:
+    """Preference accuracies with intervals, ties, dominant levels, and mean log-probs."""
+    levels = summary.levels
+    rows = [
+        [
+            part.domain,
+            str(part.n),
+            *(f"{x.accuracy:.3f} [{x.low:.2f}, {x.high:.2f}]" for x in part.levels),
+            str(part.ties),
+            part.dominant or "none",
+        ]
+        for part in summary.domains
+    ]
+    columns = ("domain", "items", *levels, "ties", "dominant")
+    output.table(f"{title}\nPref.Acc per level [95 % Wilson interval]", columns, rows)
+    output.line()
+    means = [
+        [part.domain, *(f"{x.mean_logprob:.4f}" for x in part.levels)] for part in summary.domains
+    ]
+    output.table("mean log-prob per token (nats)", ("domain", *levels), means)

@@ -1,0 +1,7 @@
+"""CHOOSE λ: the evaluator, sweeps and their figures."""
+
+from avops.search.evaluator import Evaluator, Setup
+from avops.search.figure import sweep_figure
+from avops.search.sweep import Sweep, from_scores, sweep, to_csv
+
+__all__ = ["Evaluator", "Setup", "Sweep", "from_scores", "sweep", "sweep_figure", "to_csv"]

@@ -1,0 +1,1 @@
+"""Benchmarks: ours, peers and limits side by side in one run."""

@@ -1,0 +1,235 @@
+"""Publishing: whole or not at all, with real faults."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avops.disk import RECIPE_NAME, Staging, open_checkpoint, write_checkpoint, write_file
+from avops.dtypes import F32
+from avops.errors import OutputError, WriteError
+
+
+def publish(target: Path, data: bytes = b"new", **options: object) -> None:
+    staging = Staging(target, directory=False, **options)  # type: ignore[arg-type]
+    staging.check(len(data))
+    with staging:
+        staging.add(target.name, data)
+        staging.commit(target.name)
+
+
+def publish_directory(target: Path, names: dict[str, bytes], **options: object) -> None:
+    staging = Staging(target, directory=True, **options)  # type: ignore[arg-type]
+    staging.check(0)
+    with staging:
+        for name, data in names.items():
+            staging.add(name, data)
+        staging.commit()
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    publish(tmp_path / "deep/er/x.bin")
+    assert (tmp_path / "deep/er/x.bin").read_bytes() == b"new"
+    assert os.listdir(tmp_path / "deep/er") == ["x.bin"]
+
+
+def test_files_get_ordinary_permissions(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        publish(tmp_path / "x.bin")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "new/x.bin", directory=False)
+    with pytest.raises(RuntimeError), staging:
+        staging.add("x.bin", b"data")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_output_is_refused_then_forced(tmp_path: Path) -> None:
+    target = tmp_path / "x.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"x.bin: already exists; .* --force"):
+        publish(target)
+    assert target.read_bytes() == b"old"
+    publish(target, force=True)
+    assert target.read_bytes() == b"new"
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "x.bin"
+    staging = Staging(target, directory=False)
+    with pytest.raises(OutputError, match="already exists"), staging:
+        staging.add("x.bin", b"new")
+        target.write_bytes(b"theirs")
+        staging.commit("x.bin")
+    assert target.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_directory_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    staging = Staging(target, directory=True)
+    with pytest.raises(OutputError, match="already exists"), staging:
+        staging.add("x.bin", b"new")
+        target.mkdir()
+        (target / "theirs").write_bytes(b"theirs")
+        staging.commit()
+    assert os.listdir(target) == ["theirs"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_force_replaces_only_directories_that_avops_wrote(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    publish_directory(target, {RECIPE_NAME: b"{}", "old.bin": b"old"})
+    with pytest.raises(OutputError, match="already exists"):
+        publish_directory(target, {RECIPE_NAME: b"{}"})
+    publish_directory(target, {RECIPE_NAME: b"{}", "new.bin": b"new"}, force=True)
+    assert sorted(os.listdir(target)) == [RECIPE_NAME, "new.bin"]
+    assert os.listdir(tmp_path) == ["out"]
+
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="replaces only directories that avops wrote"):
+        publish_directory(precious, {RECIPE_NAME: b"{}"}, force=True)
+    assert (precious / "thesis.tex").exists()
+
+
+def test_an_empty_directory_may_become_the_output(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    publish_directory(tmp_path / "out", {"a": b"1"})
+    assert os.listdir(tmp_path / "out") == ["a"]
+
+
+def test_kinds_are_not_confused(tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="exists and is a directory, but the output is a file"):
+        publish(tmp_path / "dir", force=True)
+    with pytest.raises(OutputError, match="exists and is a file, but the output is a directory"):
+        publish_directory(tmp_path / "file", {}, force=True)
+
+
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    base = tmp_path / "m/base.bin"
+    base.parent.mkdir()
+    base.write_bytes(b"weights")
+    hard, soft = tmp_path / "hard.bin", tmp_path / "soft.bin"
+    hard.hardlink_to(base)
+    soft.symlink_to(base)
+    for target in (base, hard, soft):
+        with pytest.raises(OutputError, match="which is never overwritten"):
+            publish(target, force=True, inputs=[base])
+    with pytest.raises(OutputError, match="is or holds the input"):
+        publish_directory(base.parent, {}, force=True, inputs=[base])
+    assert base.read_bytes() == b"weights"
+
+
+def test_a_symlink_is_written_through(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.bin", tmp_path / "link.bin"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    publish(link, force=True)
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+def test_too_large_for_the_disk(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "x.bin", directory=False)
+    with pytest.raises(OutputError, match=r"needs 1,000,000,000,000,000,000 bytes, but .* free"):
+        staging.check(10**18)
+
+
+def test_a_file_size_limit_midway(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE is a real fault that needs no privileges: the kernel refuses the bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(WriteError, match=r"nothing was left behind; .*limits file sizes"):
+            publish(tmp_path / "x.bin", bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, if this user may mount one."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a small tmpfs")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    with pytest.raises(OutputError, match="free some space"):
+        publish(small_disk / "x.bin", bytes(2 << 20))
+    staging = Staging(small_disk / "x.bin", directory=False)
+    staging.check(1000)
+    with pytest.raises(WriteError, match=r"No space left.*free some space"), staging:
+        staging.create("x.bin", 2 << 20)
+    assert os.listdir(small_disk) == []
+
+
+def test_a_failing_write_and_a_failing_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("pwrite", "fdatasync", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(WriteError, match=r"failed: Input/output error; nothing was left"):
+                publish(tmp_path / "x.bin")
+        assert os.listdir(tmp_path) in ([], ["x.bin"])
+        # Only the last flush, of the parent, comes after the file is in place: it is whole then.
+        if (tmp_path / "x.bin").exists():
+            assert name == "fsync"
+            (tmp_path / "x.bin").unlink()
+
+
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
+    write_file(tmp_path / "x.bin", bytes(range(200)))
+    assert (tmp_path / "x.bin").read_bytes() == bytes(range(200))
+
+
+def test_write_checkpoint_is_read_by_the_package(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    tensors = {
+        "a": (F32, np.arange(6, dtype="<f4").reshape(2, 3)),
+        "s": (F32, np.array(2.5, dtype="<f4")),
+        "e": (F32, np.empty((0, 3), dtype="<f4")),
+    }
+    write_checkpoint(tmp_path / "x.safetensors", tensors, {"who": "me"})
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert {name: array.tolist() for name, array in loaded.items()} == {
+        name: array.tolist() for name, (_, array) in tensors.items()
+    }
+    assert open_checkpoint(tmp_path / "x.safetensors").shards[0].metadata == {
+        "format": "pt",
+        "who": "me",
+    }
+    with pytest.raises(OutputError, match="already exists"):
+        write_checkpoint(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(TypeError, match="a: float64 array, expected <f4"):
+        write_checkpoint(tmp_path / "y.safetensors", {"a": (F32, np.zeros(2))})
+    assert os.listdir(tmp_path) == ["x.safetensors"]

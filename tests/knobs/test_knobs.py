@@ -1,0 +1,183 @@
+"""Knobs: the bits of `avops merge`, in a live model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_project import SmallProject
+
+from avops.disk import open_checkpoint
+from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
+from avops.knobs import Knobs
+from avops.recipe import Recipe, Sources, parse_terms
+from avops.score import load_model
+from avops.stream import merge, plan_merge
+
+AVS = {
+    "med": "avs/med.safetensors",
+    "fin": "aligned/fin.safetensors",
+    "leg": "avs/leg.safetensors",
+}
+
+
+def merged(specs: list[str], out: str) -> dict[str, torch.Tensor]:
+    """What `avops merge` writes for the recipe."""
+    terms = parse_terms([f"{AVS[s.split(':')[0]]}:{s.split(':')[1]}" for s in specs], exist())
+    merge(plan_merge(Recipe("base.safetensors", terms), Path(out)))
+    return load_file(out)
+
+
+def exist() -> Sources:
+    return Sources({}, lambda path: Path(path).exists())
+
+
+def same_bits(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    state = model.state_dict()
+    return set(state) == set(expected) and all(
+        torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in expected.items()
+    )
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["in place", "widened"])
+def model(request: pytest.FixtureRequest, project: SmallProject) -> torch.nn.Module:
+    return load_model(project.directory / "hf", dtype=request.param)
+
+
+def test_the_bits_of_merge(model: torch.nn.Module) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    pointers = [p.data_ptr() for p in model.parameters()]
+    knobs.set(med=-1, fin=-1, leg=0.6)
+    assert same_bits(model, merged(["med:-1", "fin:-1", "leg:.6"], "a.safetensors"))
+    knobs.set({"fin": 0.3})
+    assert same_bits(model, merged(["fin:.3"], "b.safetensors"))
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+
+
+def test_back_to_the_pristine_base(model: torch.nn.Module, project: SmallProject) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    for lam in (0.1, -0.7, 1.3) * 5:
+        knobs.set(med=lam, leg=-lam)
+    knobs.set()
+    assert same_bits(model, project.base)
+    assert knobs.state == {"med": 0, "fin": 0, "leg": 0}
+
+
+def test_the_base_is_loaded_whatever_the_model_holds(
+    model: torch.nn.Module, project: SmallProject
+) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    Knobs(model, {}, base="base.safetensors")
+    assert same_bits(model, project.base)
+
+
+def test_at_comes_back(model: torch.nn.Module) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    knobs.set(med=0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with knobs.at(leg=1):
+        assert knobs.state["leg"] == 1
+        assert not same_bits(model, before)
+    assert same_bits(model, before)
+    with pytest.raises(RuntimeError, match="inside"), knobs.at(leg=1):
+        raise RuntimeError("inside")
+    assert same_bits(model, before)
+
+
+def test_lam_is_rounded_to_float32_once(model: torch.nn.Module) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    knobs.set(med=0.1)
+    assert knobs.state["med"] == float(np.float32(0.1))
+
+
+def test_unknown_dials_and_bad_values(model: torch.nn.Module) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    with pytest.raises(RecipeError, match="no dial 'mde', expected one of med, fin, leg"):
+        knobs.set(mde=1)
+    with pytest.raises(RecipeError, match="dial med: λ is nan, expected a finite number"):
+        knobs.set(med=float("nan"))
+    assert knobs.state == {"med": 0, "fin": 0, "leg": 0}
+
+
+def test_a_failure_halfway_is_not_hidden(model: torch.nn.Module, project: SmallProject) -> None:
+    from safetensors.torch import save_file
+
+    far = {**project.base, "model.norm.weight": project.base["model.norm.weight"] + 100}
+    save_file(far, "far.safetensors")
+    knobs = Knobs(model, {**AVS, "far": "far.safetensors"}, base="base.safetensors")
+    with pytest.raises(NonFiniteError, match="'model.norm.weight' would hold 32 values that are"):
+        knobs.set(far=3e38, med=1)
+    with pytest.raises(AvopsError, match="the model's weights are mixed"):
+        knobs.state  # noqa: B018
+    knobs.set()
+    assert same_bits(model, project.base)
+
+
+def test_tied_weights_are_set_once(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(5, 4)
+            self.head = torch.nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+
+    model = Tied()
+    base = {"embed.weight": torch.randn(5, 4)}
+    aligned = {"embed.weight": torch.randn(5, 4)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(aligned, tmp_path / "aligned.safetensors")
+    knobs = Knobs(
+        model, {"a": tmp_path / "aligned.safetensors"}, base=tmp_path / "base.safetensors"
+    )
+    knobs.set(a=0.5)
+    delta = aligned["embed.weight"] - base["embed.weight"]
+    expected = base["embed.weight"] + torch.tensor(0.5) * delta
+    assert torch.equal(model.head.weight, expected)
+    assert model.head.weight.data_ptr() == model.embed.weight.data_ptr()
+
+
+def test_models_that_do_not_fit(model: torch.nn.Module, project: SmallProject) -> None:
+    from safetensors.torch import save_file
+
+    state = dict(project.base)
+    extra = {**state, "more.weight": torch.zeros(2)}
+    save_file(extra, "extra.safetensors")
+    with pytest.raises(MismatchError, match="'more.weight' has no parameter of that name"):
+        Knobs(model, {}, base="extra.safetensors")
+    missing = {k: v for k, v in state.items() if k != "model.norm.weight"}
+    save_file(missing, "missing.safetensors")
+    with pytest.raises(MismatchError, match="lacks the model's parameter 'model.norm.weight'"):
+        Knobs(model, {}, base="missing.safetensors")
+    other = {**state, "model.norm.weight": torch.zeros(33)}
+    save_file(other, "other.safetensors")
+    with pytest.raises(
+        MismatchError, match=r"'model.norm.weight' is .* \[32\] on cpu, but .*\[33\]"
+    ):
+        Knobs(model, {}, base="other.safetensors")
+    with pytest.raises(MismatchError, match="on meta"):
+        Knobs(model.to("meta"), {}, base="base.safetensors")
+
+
+def test_vectors_are_checked(model: torch.nn.Module, project: SmallProject) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"model.norm.weight": torch.zeros(32)}, "part.safetensors")
+    with pytest.raises(MismatchError, match="AV part .* lacks"):
+        Knobs(model, {"part": "part.safetensors"}, base="base.safetensors")
+    assert open_checkpoint("base.safetensors").nbytes > 0
+
+
+@pytest.mark.gpu
+def test_a_model_on_the_gpu(project: SmallProject) -> None:
+    model = load_model(project.directory / "hf", dtype=torch.bfloat16, device="cuda")
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    knobs.set(med=-1, fin=-1, leg=0.6)
+    expected = merged(["med:-1", "fin:-1", "leg:.6"], "a.safetensors")
+    assert same_bits(model.cpu(), expected)
