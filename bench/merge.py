@@ -3,18 +3,18 @@
     python -m bench.merge [--mib 256] [--runs 5] [--json FILE]
 
 Work: a bf16 base of Mistral's shapes with three aligned checkpoints (random), terms -1, -1, .6.
-Every process starts from nothing (imports included) and reads from a warm page cache. avops flushes
-its output to disk before it publishes it; the torch loop (safetensors' own writer) and cp do not, so
-each is also timed followed by `sync` of the file. Results are compared with avops's reference backend first.
+Every process starts from nothing (imports included) and reads from a warm page cache. avops
+flushes its output to disk before it publishes it; the torch loop (safetensors' own writer) and cp
+do not, so they are timed followed by an fsync of their file, too. Results are compared with
+avops's reference backend before any figure is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import filecmp
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -90,7 +90,6 @@ def run(argv: list[str], out: Path, *, sync: bool) -> tuple[float, float, float]
     """(wall seconds, CPU seconds, peak RSS in MiB) of one process, with its output removed."""
     out.unlink(missing_ok=True)
     start = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -98,7 +97,6 @@ def run(argv: list[str], out: Path, *, sync: bool) -> tuple[float, float, float]
     if sync:
         subprocess.run([sys.executable, "-S", "-c", SYNC, str(out)], check=True)
     wall = time.perf_counter() - start
-    del before
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
@@ -123,17 +121,20 @@ def measure(directory: Path, mib: int, runs: int) -> dict[str, object]:
     outs = {name: directory / f"out-{name}.safetensors" for name in ("avops", "torch", "cp", "ref")}
     specs = [f"{p}:{lam}" for p, lam in zip(aligned, ("-1", "-1", ".6"), strict=True)]
     ours = [sys.executable, "-m", "avops", "merge", base, "--av", *specs, "-o"]
+    loop = [sys.executable, "-c", TORCH_LOOP, base, *aligned, str(outs["torch"])]
     commands = {
         "avops": ([*ours, str(outs["avops"])], outs["avops"], False),
-        "torch loop": ([sys.executable, "-c", TORCH_LOOP, base, *aligned, str(outs["torch"])], outs["torch"], False),
-        "torch loop + sync": ([sys.executable, "-c", TORCH_LOOP, base, *aligned, str(outs["torch"])], outs["torch"], True),
+        "torch loop": (loop, outs["torch"], False),
+        "torch loop + sync": (loop, outs["torch"], True),
         "cp of one + sync": (["cp", base, str(outs["cp"])], outs["cp"], True),
-    }  # fmt: skip
+    }
     environment = {**os.environ, "AVOPS_BACKEND": "reference"}
-    subprocess.run([*ours, str(outs["ref"])], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*ours, str(outs["ref"])], check=True, env=environment, stdout=subprocess.DEVNULL
+    )
     for argv, out, sync in commands.values():
         run(argv, out, sync=sync)
-    if hashlib.sha256(outs["avops"].read_bytes()).digest() != hashlib.sha256(outs["ref"].read_bytes()).digest():
+    if not filecmp.cmp(outs["avops"], outs["ref"], shallow=False):
         raise SystemExit("avops's native result differs from its reference: no figures")
     elements = sum(int(np.prod(shape)) for _, shape in tensors)
     results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
@@ -155,29 +156,35 @@ def measure(directory: Path, mib: int, runs: int) -> dict[str, object]:
     }
 
 
+def _cells(row: dict[str, list[float]], ours: float) -> list[str]:
+    wall = statistics.median(row["wall_s"])
+    return [
+        f"{wall:.2f} [{min(row['wall_s']):.2f}, {max(row['wall_s']):.2f}]",
+        f"{wall / ours:.1f}×",
+        f"{statistics.median(row['cpu_s']):.2f}",
+        f"{max(row['rss_mib'])}",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=256, help="size of the base")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dir", type=Path, help="where to put the models (default: a temporary directory)")
+    parser.add_argument(
+        "--dir", type=Path, help="where to put the models (default: a temporary directory)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir) as directory:
         data = measure(Path(directory), args.mib, args.runs)
     rows = data["rows"]
     assert isinstance(rows, dict)
     ours = statistics.median(rows["avops"]["wall_s"])
-    cells = [
-        [
-            name,
-            f"{statistics.median(row['wall_s']):.2f} [{min(row['wall_s']):.2f}, {max(row['wall_s']):.2f}]",
-            f"{statistics.median(row['wall_s']) / ours:.1f}×",
-            f"{statistics.median(row['cpu_s']):.2f}",
-            f"{max(row['rss_mib'])}",
-        ]
-        for name, row in rows.items()
-    ]
-    title = f"base {data['model_mib']:.0f} MiB bf16 + 3 aligned checkpoints, page cache warm, {args.runs} runs"
+    cells = [[name, *_cells(row, ours)] for name, row in rows.items()]
+    title = (
+        f"base {data['model_mib']:.0f} MiB bf16 + 3 aligned checkpoints, page cache warm, "
+        f"{args.runs} runs"
+    )
     table(title, ("process", "wall s [min, max]", "ratio", "CPU s", "peak MiB"), cells)
     print(f"the torch loop differs from the reference in {data['torch_differs']:.2e} of elements")
     if args.json:

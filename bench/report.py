@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -28,7 +28,7 @@ def machine() -> dict[str, object]:
         ["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "commit": commit or "unknown",
         "cpu": cpu,
         "cores": os.cpu_count(),
