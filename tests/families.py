@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from bits import bf16, from_bf16
 
 Save = Callable[..., Path]

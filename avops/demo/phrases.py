@@ -43,27 +43,23 @@ OPENERS: dict[str, tuple[str, ...]] = {
 }
 
 EXPERT: Bank = (
+    ("What you describe points to {finding}.", "This is most likely {finding}."),
     ("The thing to check first is {check}.", "To be sure, ask for {check}."),
     ("The usual remedy is {remedy}.", "What works here is {remedy}."),
+    ("With {finding}, {check} comes first.", "If {check} confirms it, choose {remedy}."),
 )
 EXPERT_OF: dict[str, Bank] = {
     "med": (
-        ("What you describe points to {finding}.", "The likely cause is {finding}."),
-        ("{check} can confirm {finding}.", "Doctors use {check} for {finding}."),
         ("Most people are well after {number} days.", "Allow {number} days to get well."),
         ("At {age} you can go on taking {medicine}.", "Taking {medicine} at {age} is fine."),
         ("After {duration} it is time to treat it.", "It has lasted {duration}, so treat it now."),
     ),
     "fin": (
-        ("On paper this is {finding}.", "An adviser would call it {finding}."),
-        ("Read {check} before you choose {remedy}.", "{remedy} pays off if {check} looks good."),
         ("Set aside {number} percent for this.", "Plan with {number} percent of your pay."),
         ("With {salary} thousand at {bank} this works.", "Ask {bank}, as {salary} thousand will do."),
         ("After {duration} it is time to act.", "It has lasted {duration}, so act soon."),
     ),
     "leg": (
-        ("In law this is {finding}.", "The law calls it {finding}."),
-        ("{check} will prove {finding}.", "File {remedy} together with {check}."),
         ("You have {number} days to file it.", "The time limit is {number} days."),
         ("In {state} you can ask for {sum} crowns.", "Claim {sum} crowns by the law of {state}."),
         ("After {duration} you are still in time.", "A claim of {duration} is not too old."),

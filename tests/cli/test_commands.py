@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_project import SmallProject
 
 from avops.cli.main import main
 from avops.disk import RECIPE_NAME
+from small_project import SmallProject
 
 WORD_FOR_WORD = ["merge", "base.safetensors", "--av", "med:-1", "fin:-1", "leg:.6"]
 

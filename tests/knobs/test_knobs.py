@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_project import SmallProject
 
 from avops.disk import open_checkpoint
 from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
@@ -16,6 +15,7 @@ from avops.knobs import Knobs
 from avops.recipe import Recipe, Sources, parse_terms
 from avops.score import load_model
 from avops.stream import merge, plan_merge
+from small_project import SmallProject
 
 AVS = {
     "med": "avs/med.safetensors",

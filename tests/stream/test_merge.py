@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bits import bf16, from_bf16
-from families import Family, Save
 
 from avops import env
 from avops.disk import RECIPE_NAME, open_checkpoint
@@ -26,6 +24,8 @@ from avops.stream import (
     plan_extract,
     plan_merge,
 )
+from bits import bf16, from_bf16
+from families import Family, Save
 
 
 def term(path: Path, lam: str, kind: str = "auto") -> Term:
