@@ -13,16 +13,17 @@ from avops.version import __version__
 
 _LAZY = {
     "AvopsError": "avops.errors",
-    "Recipe": "avops.recipe",
-    "parse_terms": "avops.recipe",
-    "Checkpoint": "avops.disk",
-    "merge": "avops.stream",
-    "extract": "avops.stream",
-    "inspect": "avops.stream",
+    "Evaluator": "avops.search",
     "Knobs": "avops.knobs",
-    "load_items": "avops.score",
-    "score": "avops.score",
-    "sweep": "avops.search",
+    "Recipe": "avops.recipe",
+    "Setup": "avops.search",
+    "extract": "avops.stream",
+    "fingerprint": "avops.disk",
+    "merge": "avops.stream",
+    "open_checkpoint": "avops.disk",
+    "parse_terms": "avops.recipe",
+    "plan_extract": "avops.stream",
+    "plan_merge": "avops.stream",
 }
 
 __all__ = ["__version__", *_LAZY]  # noqa: PLE0604 - the keys are strings

@@ -3,7 +3,7 @@
     items = load_items("items.jsonl", levels=("exp", "gen", "avd"))
     plan = encode(items, load_tokenizer("base"))
     scorer = Scorer(load_model("base"), plan)
-    print(summarise(scorer.run(), items)["med"].dominant)
+    summarise(scorer.run(), items)["med"].dominant  # "exp"
 
 Takes any causal LM of transformers and knows nothing of recipes, checkpoints or λ. Names are
 loaded on first use: importing avops.score imports neither torch nor transformers.

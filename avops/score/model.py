@@ -163,7 +163,7 @@ def _locate(path: str | PathLike[str]) -> tuple[str, bool]:
     """(directory or hub id, whether it is local)."""
     text = str(path)
     if Path(text).is_dir():
-        return text, True
+        return str(Path(text)), True  # "" is the current directory to Path, not to transformers
     if isinstance(path, str) and HUB_ID.fullmatch(text):
         return text, False
     raise CheckpointError(

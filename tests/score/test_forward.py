@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from score.bound import rounding_bound
 
 from avops.errors import DataError, NonFiniteError, UserError
 from avops.score import Items, Scorer, TokenPlan, encode, encode_ids, forward, oracle_scores, score
+from score.bound import rounding_bound
 
 Make = Callable[..., Any]
 HALF_ULP = 2.0**-24  # relative: S is rounded once, from f64 to f32
@@ -95,11 +95,14 @@ def test_logits_per_batch_are_bounded(
     limit = int(plan.scored.max())  # the longest response fits, two do not
     monkeypatch.setattr(forward, "BATCH_LOGITS", limit * 400)
     monkeypatch.setattr(forward, "SOFTMAX_LOGITS", 3 * 400 + 1)
-    rows = []
-    hook = model.lm_head.register_forward_hook(lambda *args: rows.append(args[2].shape[1]))
-    got = Scorer(model, plan).run()
-    hook.remove()
-    assert max(rows) == limit
+    rows, parts = [], []
+    softmax = torch.log_softmax
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "log_softmax", lambda x, dim: parts.append(len(x)) or softmax(x, dim))
+        hook = model.lm_head.register_forward_hook(lambda *args: rows.append(args[2].shape[1]))
+        got = Scorer(model, plan).run()
+        hook.remove()
+    assert (max(rows), max(parts)) == (limit, 3)
     bound = rounding_bound(model, plan) + HALF_ULP * np.abs(got)
     assert (np.abs(got - oracle_scores(model, plan)) <= bound).all()
 
@@ -260,6 +263,15 @@ def test_tokenizer_of_another_model(make_model: Make, plan: TokenPlan) -> None:
     assert f"{place}: token id {plan.ids.max()}, and the model's vocabulary has" in str(
         caught.value
     )
+
+
+def test_the_sequence_of_a_foreign_token_is_named(make_model: Make, items: Items) -> None:
+    # A first token, as GPT-2's <|endoftext|> would be, belongs to the sequence it begins.
+    ids = [[[3, 5, 7] for _ in items.levels] for _ in items]
+    ids[2][1][0] = 400
+    plan = encode_ids(items, ids, np.ones((5, 3), int).tolist(), score_eos=True)
+    with pytest.raises(DataError, match=r"line 3, level 'gen': token id 400, and the model's voca"):
+        Scorer(make_model("mistral"), plan)
 
 
 def test_models_that_cannot_be_scored(make_model: Make, plan: TokenPlan) -> None:

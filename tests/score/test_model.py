@@ -57,6 +57,15 @@ def test_directory_and_weights_give_the_same_model(
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("path", ["", ".", Path()])
+def test_current_directory(
+    directory: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, path: Any
+) -> None:
+    monkeypatch.chdir(directory)
+    assert equal(load_model(path), weights)
+    assert load_tokenizer(path).eos_token == "</s>"
+
+
 def test_weights_stay_the_callers(directory: Path, weights: dict[str, torch.Tensor]) -> None:
     before = {name: tensor.clone() for name, tensor in weights.items()}
     model = load_model(directory, weights=weights)

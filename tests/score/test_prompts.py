@@ -29,8 +29,8 @@ def one(query: str, *responses: str) -> Items:
 def words(*vocabulary: str, **kwargs: Any) -> Any:
     """A tokenizer without pre-tokenisation whose merges make exactly these words."""
     specials = ["<s>", "</s>"]
-    letters = sorted({letter for word in vocabulary for letter in word})
-    tokens, merges = [*letters], []
+    letters = sorted({letter for word in vocabulary for letter in word + "x"})
+    tokens, merges = list(letters), []
     for word in vocabulary:
         for k in range(1, len(word)):
             if word[: k + 1] not in tokens:
@@ -75,6 +75,22 @@ def test_a_token_that_spans_the_responses_end_belongs_to_it() -> None:
     plan = encode(one("q", "a"), tokenizer, template="<s>{query}r{response}b</s>")
     assert tokens(tokenizer, plan.sequence(0, 0)) == ["<s>", "qr", "ab", "</s>"]
     assert (plan.starts[0, 0], plan.scored[0, 0]) == (2, 2)
+
+
+def test_levels_may_part_before_either_response_starts() -> None:
+    tokenizer = words("bcd", "ab")  # merges bc and bcd first, ab last
+    plan = encode(one("xab", "cd", "x"), tokenizer, template="<s>{query}{response}</s>")
+    got = [tokens(tokenizer, plan.sequence(0, level)) for level in range(2)]
+    assert got == [["<s>", "x", "a", "bcd", "</s>"], ["<s>", "x", "ab", "x", "</s>"]]
+    assert plan.starts.tolist() == [[3, 3]]
+    assert plan.shared.tolist() == [2]
+
+
+def test_white_space_at_the_end_belongs_to_the_response(tokenizer: Any) -> None:
+    # Its trimmed offsets are empty, and stand at the response's end.
+    items = one("q", "rest ")
+    plan = encode(items, tokenizer, template=PLAIN, score_eos=False)
+    assert tokenizer.decode(plan.sequence(0, 0)) == "<s>q\nrest "
 
 
 def test_shared_prefix_ends_where_the_first_response_starts(tokenizer: Any) -> None:
