@@ -158,7 +158,7 @@ class _Report:
         output.line(f"\n{self._number}. {title}: {why}")
         sys.stdout.flush()
 
-    def progress(self, done: int, total: int, note: str = "") -> None:
+    def progress(self, done: int, total: int, note: str = "") -> None:  # noqa: ARG002
         """The stage is at ``done`` of ``total``."""
         if self._update is None:
             self._bar = output.progress("   training", unit="steps")

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     found = project.load_project()
     terms = parse_terms(project.terms_of(args.av), project.sources(found))
     setup = scoring.setup_of(args, found, tuple(term.source for term in terms))
-    scoring.check_outputs([args.table], force=args.force)
+    scoring.check_outputs(args)
     evaluator = scoring.open_evaluator(setup, quiet=args.json)
     with output.progress("scoring", unit="tokens", quiet=args.json) as progress:
         scores = evaluator.evaluate(terms, progress)

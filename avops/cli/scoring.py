@@ -24,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         metavar="TEXT",
-        help="text with {query} and {response} (default: the tokenizer's chat template)",
+        help="text with {query} and {response}, \\n for a new line "
+        "(default: the tokenizer's chat template)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
@@ -52,18 +53,24 @@ def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ..
         data=data,
         levels=levels,
         tokenizer=args.tokenizer or found.tokenizer,
-        template=args.template or found.template,
+        template=args.template.replace("\\n", "\n") if args.template else found.template,
         device=args.device,
     )
 
 
-def check_outputs(paths: Sequence[Path | None], *, force: bool) -> None:
-    """Refuse outputs that exist before anything is measured. Raises OutputError."""
-    from avops.disk import Staging
+def check_outputs(args: argparse.Namespace, *paths: Path) -> None:
+    """Refuse outputs that exist, or tables of no known kind, before anything is measured.
 
+    Raises OutputError.
+    """
+    from avops.disk import Staging
+    from avops.score import check_table_path
+
+    if args.table is not None:
+        check_table_path(args.table)
+        paths = (*paths, args.table)
     for path in paths:
-        if path is not None:
-            Staging(path, directory=False, force=force).check(0)
+        Staging(path, directory=False, force=args.force).check(0)
 
 
 def open_evaluator(setup: Setup, *, quiet: bool) -> Evaluator:

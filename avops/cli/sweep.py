@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     table = figure.with_suffix(".csv")
     held = (*(term.source for term in fixed), source)
     setup = scoring.setup_of(args, found, held)
-    scoring.check_outputs([figure, table, args.table], force=args.force)
+    scoring.check_outputs(args, figure, table)
     evaluator = scoring.open_evaluator(setup, quiet=args.json)
     with output.progress(f"sweeping {source.name}", unit="tokens", quiet=args.json) as progress:
         result = sweep(evaluator, points, fixed, progress)

@@ -107,8 +107,8 @@ def bank(domain: str, level: str) -> phrases.Bank:
 
 
 def draw_shape(rng: random.Random) -> Shape:
-    """Two or three sentences, one response in three behind an opener."""
-    return Shape(rng.random() < 1 / 3, rng.randint(2, 3))
+    """Three or four sentences, one response in three behind an opener."""
+    return Shape(rng.random() < 1 / 3, rng.randint(3, 4))
 
 
 def respond(

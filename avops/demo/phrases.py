@@ -1,6 +1,6 @@
 """The sentence banks of the small world. Pure data: every inner tuple holds paraphrases.
 
-A response is an optional opener and two or three sentences of its level's bank, each in one of its
+A response is an optional opener and three or four sentences of its level's bank, each in one of its
 paraphrases. Words in braces are filled from the topic and from the query's own details
 ({age}, {medicine}, {duration}, {salary}, {bank}, {state}, {sum}), which an expert answer must copy.
 """
@@ -56,7 +56,10 @@ EXPERT_OF: dict[str, Bank] = {
     ),
     "fin": (
         ("Set aside {number} percent for this.", "Plan with {number} percent of your pay."),
-        ("With {salary} thousand at {bank} this works.", "Ask {bank}, as {salary} thousand will do."),
+        (
+            "With {salary} thousand at {bank} this works.",
+            "Ask {bank}, as {salary} thousand will do.",
+        ),
         ("After {duration} it is time to act.", "It has lasted {duration}, so act soon."),
     ),
     "leg": (

@@ -164,9 +164,10 @@ def _torch(dtype: DType) -> torch.dtype:
 
 def _targets(model: torch.nn.Module, base: Mapped, checkpoint: Checkpoint) -> tuple[_Target, ...]:
     """One target per storage: tied weights are set once."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
-    targets, seen = [], {}
+    targets: list[_Target] = []
+    seen = set()
     for name, operand in base.operands.items():
         if name not in named:
             raise MismatchError(
@@ -178,7 +179,7 @@ def _targets(model: torch.nn.Module, base: Mapped, checkpoint: Checkpoint) -> tu
         pointer = (tensor.device, tensor.data_ptr()) if tensor.numel() else name
         if pointer not in seen:
             targets.append(_Target(name, tensor, operand))
-        seen.setdefault(pointer, name)
+        seen.add(pointer)
     covered = {(t.tensor.device, t.tensor.data_ptr()) for t in targets}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if tensor.numel() and (tensor.device, tensor.data_ptr()) not in covered:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avops.score.oracle import oracle_scores
     from avops.score.plan import PlanRecord, Token, TokenPlan
     from avops.score.prompts import ChatFormat, encode, encode_ids
-    from avops.score.table import ScoreTable, read_table, write_table
+    from avops.score.table import ScoreTable, check_table_path, read_table, write_table
 
 __all__ = [
     "ChatFormat",
@@ -36,6 +36,7 @@ __all__ = [
     "Scorer",
     "Token",
     "TokenPlan",
+    "check_table_path",
     "encode",
     "encode_ids",
     "load_items",
@@ -60,7 +61,7 @@ _MODULES = {
     "oracle": ("oracle_scores",),
     "plan": ("PlanRecord", "Token", "TokenPlan"),
     "prompts": ("ChatFormat", "encode", "encode_ids"),
-    "table": ("ScoreTable", "read_table", "write_table"),
+    "table": ("ScoreTable", "check_table_path", "read_table", "write_table"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -57,6 +57,15 @@ class ScoreTable:
     record: dict[str, Any]
 
 
+def check_table_path(path: Path) -> None:
+    """Refuse a path whose suffix is no kind of table. Raises OutputError."""
+    if path.suffix not in (".npz", ".csv"):
+        raise OutputError(
+            f"{path}: a table cannot be written as {path.suffix or 'a file without suffix'!r}; "
+            "name it .npz or .csv"
+        )
+
+
 def write_table(
     path: str | PathLike[str],
     scores: NDArray[np.float32],
@@ -79,12 +88,7 @@ def write_table(
 
     """
     path = Path(path)
-    writers = {".npz": _write_npz, ".csv": _write_csv}
-    if path.suffix not in writers:
-        raise OutputError(
-            f"{path}: a table cannot be written as {path.suffix or 'a file without suffix'!r}; "
-            "name it .npz or .csv"
-        )
+    check_table_path(path)
     if len(scores) != len(candidates):
         raise DataError(
             f"{path}: scores of {len(scores)} candidates, expected {len(candidates)}; "
@@ -93,7 +97,8 @@ def write_table(
     for candidate in scores:
         check_scores(candidate, items)
     with _publish(path, force=force) as file:
-        writers[path.suffix](file, np.asarray(scores, np.float32), candidates, items, plan)
+        writer = _write_npz if path.suffix == ".npz" else _write_csv
+        writer(file, np.asarray(scores, np.float32), candidates, items, plan)
 
 
 def read_table(path: str | PathLike[str]) -> ScoreTable:
