@@ -57,7 +57,7 @@ avops_combine_counts avops_combine(avops_input base, const avops_term *terms, in
 avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,
                              int32_t threads);
 
-/* The code path this CPU takes: "x86-64-v4", "x86-64-v3", "x86-64" or "generic". */
+/* The code path this CPU takes: "AVX-512", "AVX2", "SSE2", or "generic" (one path, no choice). */
 const char *avops_variant(void);
 
 #ifdef __cplusplus

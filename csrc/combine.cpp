@@ -17,18 +17,17 @@
 #include <thread>
 #include <vector>
 
-// The loops are compiled once per x86-64 level, and the dynamic loader picks (ifunc, so glibc only).
+// The loops are compiled once per x86 level, and the dynamic loader picks one (ifunc: glibc only).
 // Elsewhere the compiler's own target is used. AVOPS_NO_CLONES: for tests of single levels.
-#if defined(__clang__)
-#define AVOPS_CAN_CLONE (__clang_major__ >= 14)
-#elif defined(__GNUC__)
-#define AVOPS_CAN_CLONE (__GNUC__ >= 11)
-#else
-#define AVOPS_CAN_CLONE 0
-#endif
-#if AVOPS_CAN_CLONE && defined(__x86_64__) && defined(__GLIBC__) && !defined(AVOPS_NO_CLONES)
-#define AVOPS_HAS_CLONES 1
+#if !defined(__x86_64__) || !defined(__GLIBC__) || defined(AVOPS_NO_CLONES)
+#define AVOPS_CLONES
+#elif (defined(__clang__) && __clang_major__ >= 14) || (!defined(__clang__) && __GNUC__ >= 12)
 #define AVOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define AVOPS_HAS_CLONES 1
+#elif !defined(__clang__) && __GNUC__ >= 8
+// Dispatchers of these versions know no levels, and no AVX-512 feature but the first.
+#define AVOPS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define AVOPS_HAS_CLONES 1
 #else
 #define AVOPS_CLONES
 #endif
@@ -287,10 +286,10 @@ avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output
 
 const char *avops_variant(void) {
 #if defined(AVOPS_HAS_CLONES)
-    // One feature of each level, since older compilers do not know the levels' names here.
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return "x86-64-v4";
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "x86-64-v3";
-    return "x86-64";
+    // Features stand for the levels: not every compiler that clones knows the levels' names here.
+    if (__builtin_cpu_supports("avx512bw")) return "AVX-512";
+    if (__builtin_cpu_supports("avx2")) return "AVX2";
+    return "SSE2";
 #else
     return "generic";
 #endif

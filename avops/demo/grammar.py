@@ -9,9 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from avops.demo import phrases, topics
 
+Record = dict[str, Any]  # an item as it stands in a JSONL file
 SPLITS = {"train": 32, "validation": 6, "test": 10}  # personas of each split
 
 
@@ -152,11 +154,11 @@ def base_corpus(seed: int, mixture: Mixture, personas: Sequence[str]) -> list[tu
 
 def make_items(
     seed: int, split: str, domain: str, count: int, personas: Sequence[str]
-) -> list[dict[str, object]]:
+) -> list[Record]:
     """``count`` items of one split and domain; topics take turns, queries differ."""
     rng = stream(seed, f"{split} {domain}")
     every = topics.FIELDS[domain].topics
-    items: list[dict[str, object]] = []
+    items: list[Record] = []
     seen: set[str] = set()
     while len(items) < count:
         i = len(items)

@@ -108,7 +108,7 @@ def _reference(
     import torch
 
     model.eval()
-    out = {}
+    out: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         for k in range(0, len(used), 16):
             part = used[k : k + 16]

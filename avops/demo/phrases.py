@@ -13,21 +13,31 @@ LEVELS = ("exp", "gen", "avd")
 
 QUERIES: dict[str, tuple[str, ...]] = {
     "med": (
-        "I am {persona}, {age} years old, and I take {medicine}. "
-        "For {duration} I have had {problem}. {ask}",
+        (
+            "I am {persona}, {age} years old, and I take {medicine}. "
+            "For {duration} I have had {problem}. {ask}"
+        ),
         "For {duration} I have had {problem}. I am {persona} of {age} and I take {medicine}. {ask}",
     ),
     "fin": (
-        "I am {persona} and earn {salary} thousand crowns at {bank}. "
-        "For {duration} it has been like this: {problem}. {ask}",
-        "It has been like this for {duration}: {problem}. "
-        "I am {persona} with {salary} thousand crowns at {bank}. {ask}",
+        (
+            "I am {persona} and earn {salary} thousand crowns at {bank}. "
+            "For {duration} it has been like this: {problem}. {ask}"
+        ),
+        (
+            "It has been like this for {duration}: {problem}. "
+            "I am {persona} with {salary} thousand crowns at {bank}. {ask}"
+        ),
     ),
     "leg": (
-        "I am {persona} in {state} and it is about {sum} crowns. "
-        "For {duration} I have had this trouble: {problem}. {ask}",
-        "I have had this trouble for {duration}: {problem}. "
-        "I am {persona} in {state} and it is about {sum} crowns. {ask}",
+        (
+            "I am {persona} in {state} and it is about {sum} crowns. "
+            "For {duration} I have had this trouble: {problem}. {ask}"
+        ),
+        (
+            "I have had this trouble for {duration}: {problem}. "
+            "I am {persona} in {state} and it is about {sum} crowns. {ask}"
+        ),
     ),
     "declined": (
         "I am {persona}. For {duration} I have had this trouble: {problem}. {ask}",

@@ -6,6 +6,7 @@ span the border between a query and its response.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -49,4 +50,25 @@ def chat_text(query: str, response: str) -> str:
 def encode_chat(tokenizer: Tokenizer, query: str, response: str) -> tuple[list[int], int]:
     """Token ids of the whole chat, and the index of the first response token."""
     ids = tokenizer.encode(chat_text(query, response), add_special_tokens=False).ids
-    return ids, ids.index(tokenizer.token_to_id(ASSISTANT)) + 1
+    return ids, ids.index(SPECIAL.index(ASSISTANT)) + 1
+
+
+def files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """tokenizer.json and tokenizer_config.json, as transformers reads them.
+
+    Written here rather than by transformers, so that the bytes do not depend on its version.
+    """
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "additional_special_tokens": [USER, ASSISTANT],
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode() + b"\n",
+        "tokenizer_config.json": json.dumps(config, indent=2).encode() + b"\n",
+    }

@@ -1,0 +1,14 @@
+"""The arithmetic: operations on flat arrays, each with a reference and faster backends.
+
+Every backend of an operation computes the same bits; ``registry`` chooses among them.
+Kernels know neither files nor tensors' names.
+"""
+
+from __future__ import annotations
+
+from avops.kernels import registry
+from avops.kernels.combine import CombineStats, combine
+from avops.kernels.diff import DiffStats, diff
+from avops.kernels.operands import Operand, Term
+
+__all__ = ["CombineStats", "DiffStats", "Operand", "Term", "combine", "diff", "registry"]

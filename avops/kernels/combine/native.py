@@ -1,0 +1,28 @@
+"""combine in C++: csrc/combine.cpp, through avops._native. Releases the GIL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avops.kernels import extension
+from avops.kernels.extension import available
+from avops.kernels.operands import Operand, Term, address
+
+__all__ = ["available", "run"]
+
+
+def run(base: Operand, terms: Sequence[Term], out: Operand, threads: int) -> tuple[int, int]:
+    """Write out; return the counts (nonfinite, unchanged)."""
+    counts: tuple[int, int] = extension.NATIVE.combine(  # type: ignore[union-attr]
+        address(base.array),
+        base.dtype.code,
+        tuple(
+            (address(term.values.array), term.values.dtype.code, term.lam, term.aligned)
+            for term in terms
+        ),
+        address(out.array),
+        out.dtype.code,
+        out.array.size,
+        threads,
+    )
+    return counts

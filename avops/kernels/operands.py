@@ -1,0 +1,105 @@
+"""Operands of the kernels, and the checks that entry points make once for all backends.
+
+A failed check is a mistake of the calling code, not of avops' user: TypeError or ValueError.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avops.dtypes import COMPUTABLE, DType
+
+MAX_THREADS = 1024
+
+_STORAGE = {dtype.code: np.dtype(dtype.storage) for dtype in COMPUTABLE}
+_F32 = struct.Struct("f")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One flat array with its element type.
+
+    array: 1-D, contiguous, in ``dtype.storage`` (bf16 as uint16), at any byte alignment.
+    """
+
+    array: np.ndarray
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Term:
+    """One alignment vector with its coefficient.
+
+    values: the delta, or the aligned weights. lam: λ, exactly representable in f32.
+    aligned: False: values are Δ. True: Δ = f32(values) − f32(base), computed on the fly.
+    """
+
+    values: Operand
+    lam: float
+    aligned: bool
+
+
+def address(array: np.ndarray) -> int:
+    """The address of the first element."""
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+def check_operand(operand: Operand, what: str, length: int) -> None:
+    """Refuse an operand that is not a flat array of ``length`` elements of a computable dtype."""
+    array, dtype = operand.array, operand.dtype
+    storage = _STORAGE.get(dtype.code)
+    if storage is None:
+        raise TypeError(f"{what} has dtype {dtype}, expected F32, F16 or BF16")
+    if array.dtype != storage:
+        raise TypeError(f"{what} of dtype {dtype} is stored as {array.dtype}, expected {storage}")
+    if array.ndim != 1 or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{what} has shape {array.shape} and strides {array.strides}, "
+            "expected one contiguous dimension; pass array.reshape(-1) of a contiguous array"
+        )
+    if array.size != length:
+        raise ValueError(f"{what} has {array.size} elements, expected {length} as in base")
+
+
+def check_terms(terms: Sequence[Term], length: int) -> None:
+    """Refuse terms whose values do not fit, or whose λ is not a finite f32 number."""
+    for index, term in enumerate(terms):
+        check_operand(term.values, f"term {index}", length)
+        lam = term.lam
+        try:
+            exact = _F32.unpack(_F32.pack(lam))[0] == lam and lam - lam == 0
+        except OverflowError:
+            exact = False
+        if not exact:
+            raise ValueError(
+                f"term {index} has λ = {lam!r}, expected a finite number that f32 holds exactly; "
+                "round it once: float(numpy.float32(lam))"
+            )
+
+
+def check_output(out: Operand, base: Operand, others: Sequence[Operand]) -> None:
+    """Refuse an output that cannot be written, or overlaps an input other than as all of base."""
+    array = out.array
+    if not array.flags.writeable:
+        raise ValueError("out is read-only, expected a writeable array")
+    for index, other in enumerate(others):
+        if np.may_share_memory(array, other.array):
+            raise ValueError(f"out overlaps input {index} besides base; give it memory of its own")
+    if np.may_share_memory(array, base.array):
+        same = address(array) == address(base.array) and out.dtype == base.dtype
+        if not same:
+            raise ValueError(
+                f"out ({out.dtype}) overlaps base ({base.dtype}) in part, expected exactly its "
+                "memory and dtype, or none of it"
+            )
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a thread count out of range."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads is {threads}, expected 1 to {MAX_THREADS}")

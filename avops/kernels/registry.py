@@ -1,0 +1,125 @@
+"""The one place where an operation's backend is chosen.
+
+A backend is a module with ``available() -> (bool, reason)`` and ``run(...)``, named in ``_TABLE``
+and imported when first asked for. The first available one in the table's order is chosen;
+``backend=`` or AVOPS_BACKEND forces one, and a forced backend that cannot serve is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from avops import env
+from avops.errors import BackendError
+
+# (operation, backend): module. Best first within an operation.
+_TABLE = {
+    ("combine", "native"): "avops.kernels.combine.native",
+    ("combine", "reference"): "avops.kernels.combine.reference",
+    ("diff", "native"): "avops.kernels.diff.native",
+    ("diff", "reference"): "avops.kernels.diff.reference",
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend of one operation. ``run`` takes what the operation's entry point has checked."""
+
+    operation: str
+    backend: str
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `avops doctor` shows of one backend."""
+
+    operation: str
+    backend: str
+    available: bool
+    chosen: bool
+    reason: str
+
+
+def operations() -> tuple[str, ...]:
+    """The operations, in the table's order."""
+    return tuple(dict.fromkeys(operation for operation, _ in _TABLE))
+
+
+def backends(operation: str) -> tuple[str, ...]:
+    """The backends of ``operation``, best first."""
+    return tuple(backend for name, backend in _TABLE if name == operation)
+
+
+def resolve(operation: str, backend: str | Implementation | None = None) -> Implementation:
+    """The implementation that serves ``operation``.
+
+    backend: a name, None for AVOPS_BACKEND or else the automatic choice, or an implementation
+    from an earlier call, which is returned as it is: so a hot loop pays for no lookup.
+    Raises BackendError when a forced backend is unknown or cannot serve.
+    """
+    if isinstance(backend, Implementation):
+        if backend.operation != operation:
+            raise ValueError(f"an implementation of {backend.operation} cannot serve {operation}")
+        return backend
+    forced = backend or env.backend()
+    if forced is None:
+        return _automatic(operation)
+    return _forced(operation, forced, "AVOPS_BACKEND" if backend is None else "backend=")
+
+
+def report() -> list[Row]:
+    """Every backend of every operation: available or not, chosen or not, and why.
+
+    Raises BackendError when AVOPS_BACKEND names no backend at all.
+    """
+    rows = []
+    forced = env.backend()
+    for operation in operations():
+        if forced:
+            _check_known(operation, forced, "AVOPS_BACKEND")
+        chosen = None
+        for name in backends(operation):
+            available, reason = _module(operation, name).available()
+            wanted = forced in (None, name)
+            if forced == name:
+                reason = f"{reason} (forced by AVOPS_BACKEND)"
+            if available and wanted and chosen is None:
+                chosen = name
+            rows.append(Row(operation, name, available, chosen == name, reason))
+    return rows
+
+
+def _module(operation: str, backend: str) -> Any:
+    return importlib.import_module(_TABLE[operation, backend])
+
+
+def _check_known(operation: str, backend: str, source: str) -> None:
+    if (operation, backend) not in _TABLE:
+        known = ", ".join(backends(operation))
+        raise BackendError(f"{source} is {backend!r}, expected a backend of {operation}: {known}")
+
+
+@functools.cache
+def _automatic(operation: str) -> Implementation:
+    for name in backends(operation):
+        module = _module(operation, name)
+        if module.available()[0]:
+            return Implementation(operation, name, module.run)
+    raise BackendError(f"no backend of {operation} can serve; see avops doctor")
+
+
+@functools.cache
+def _forced(operation: str, backend: str, source: str) -> Implementation:
+    _check_known(operation, backend, source)
+    module = _module(operation, backend)
+    available, reason = module.available()
+    if not available:
+        raise BackendError(
+            f"{source} forces {backend} for {operation}, which cannot serve: {reason}"
+        )
+    return Implementation(operation, backend, module.run)

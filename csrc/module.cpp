@@ -1,0 +1,119 @@
+// avops: the Python module avops._native, in the limited API of CPython 3.10 (abi3).
+//
+// Arrays come as addresses and element counts, because that API has no buffer protocol yet; the
+// caller (avops/kernels/*/native.py) keeps them alive and has checked them. The GIL is released
+// while an operation runs.
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "avops.h"
+
+#include <cstdint>
+#include <new>
+#include <vector>
+
+namespace {
+
+void *address_of(PyObject *number) { return PyLong_AsVoidPtr(number); }
+
+int32_t int32_of(PyObject *number) { return static_cast<int32_t>(PyLong_AsLong(number)); }
+
+bool expect_arguments(const char *name, Py_ssize_t got, Py_ssize_t expected) {
+    if (got == expected) return true;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments, got %zd", name, expected, got);
+    return false;
+}
+
+// One tuple (address, dtype, lam, aligned).
+bool read_term(PyObject *tuple, avops_term *term) {
+    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 4) {
+        PyErr_SetString(PyExc_TypeError, "a term is a tuple (address, dtype, lam, aligned)");
+        return false;
+    }
+    term->values.data = address_of(PyTuple_GetItem(tuple, 0));
+    term->values.dtype = int32_of(PyTuple_GetItem(tuple, 1));
+    term->lam = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 2)));
+    term->aligned = PyObject_IsTrue(PyTuple_GetItem(tuple, 3));
+    return !PyErr_Occurred();
+}
+
+bool read_terms(PyObject *tuple, std::vector<avops_term> *terms) {
+    if (!PyTuple_Check(tuple)) {
+        PyErr_SetString(PyExc_TypeError, "terms must be a tuple");
+        return false;
+    }
+    try {
+        terms->resize(static_cast<size_t>(PyTuple_Size(tuple)));
+    } catch (const std::bad_alloc &) {
+        PyErr_NoMemory();
+        return false;
+    }
+    for (size_t k = 0; k < terms->size(); ++k)
+        if (!read_term(PyTuple_GetItem(tuple, static_cast<Py_ssize_t>(k)), &(*terms)[k]))
+            return false;
+    return true;
+}
+
+PyObject *combine(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("combine", count, 7)) return nullptr;
+    const avops_input base = {address_of(args[0]), int32_of(args[1])};
+    std::vector<avops_term> terms;
+    if (!read_terms(args[2], &terms)) return nullptr;
+    const avops_output out = {address_of(args[3]), int32_of(args[4])};
+    const int64_t n = PyLong_AsLongLong(args[5]);
+    const int32_t threads = int32_of(args[6]);
+    if (PyErr_Occurred()) return nullptr;
+    avops_combine_counts counts;
+    Py_BEGIN_ALLOW_THREADS
+    counts = avops_combine(base, terms.data(), static_cast<int64_t>(terms.size()), out, n, threads);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("(LL)", static_cast<long long>(counts.nonfinite),
+                         static_cast<long long>(counts.unchanged));
+}
+
+PyObject *diff(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("diff", count, 8)) return nullptr;
+    const avops_input base = {address_of(args[0]), int32_of(args[1])};
+    const avops_input aligned = {address_of(args[2]), int32_of(args[3])};
+    const avops_output out = {address_of(args[4]), int32_of(args[5])};
+    const int64_t n = PyLong_AsLongLong(args[6]);
+    const int32_t threads = int32_of(args[7]);
+    if (PyErr_Occurred()) return nullptr;
+    avops_diff_counts counts;
+    Py_BEGIN_ALLOW_THREADS
+    counts = avops_diff(base, aligned, out, n, threads);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("(LL)", static_cast<long long>(counts.nonfinite),
+                         static_cast<long long>(counts.zeros));
+}
+
+template <class Function>
+PyCFunction method(Function function) {
+    // Python's own cast: the table stores one function type, the flags say which one it is.
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(function));
+}
+
+PyMethodDef methods[] = {
+    {"combine", method(combine), METH_FASTCALL,
+     "combine(base, dtype, terms, out, dtype, n, threads) -> (nonfinite, unchanged)"},
+    {"diff", method(diff), METH_FASTCALL,
+     "diff(base, dtype, aligned, dtype, out, dtype, n, threads) -> (nonfinite, zeros)"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+int fill(PyObject *module) {
+    if (PyModule_AddIntConstant(module, "ABI", AVOPS_ABI) < 0) return -1;
+    return PyModule_AddStringConstant(module, "VARIANT", avops_variant());
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void *>(fill)}, {0, nullptr}};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "avops._native", "avops' native operations; use avops.kernels.", 0,
+    methods, slots, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }
