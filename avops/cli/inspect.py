@@ -60,13 +60,23 @@ def run(args: argparse.Namespace) -> int:
         output.result(_json(opened, groups, report))
         return 0
     for vector in opened:
-        _show_checkpoint(vector.checkpoint, groups[vector.name])
+        # Vectors get one table of norms together, below.
+        _show_checkpoint(vector.checkpoint, groups[vector.name], brief=vector in vectors)
     if report is not None:
         _show_vectors(report)
     return 0
 
 
-def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group]) -> None:
+def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief: bool) -> None:
+    elements = sum(group.elements for group in groups.values())
+    dtypes = ",".join(sorted(set().union(*(group.dtypes for group in groups.values()))))
+    title = (
+        f"{checkpoint.path}: {len(checkpoint.tensors)} tensors, {elements:,} elements, {dtypes}, "
+        f"{output.size(checkpoint.nbytes)} in {len(checkpoint.shards)} file(s)"
+    )
+    if brief:
+        output.line(title)
+        return
     rows = [
         [
             group.name,
@@ -79,11 +89,6 @@ def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group]) -> None:
         ]
         for group in groups.values()
     ]
-    elements = sum(group.elements for group in groups.values())
-    title = (
-        f"{checkpoint.path}: {len(checkpoint.tensors)} tensors, {elements:,} elements, "
-        f"{output.size(checkpoint.nbytes)} in {len(checkpoint.shards)} file(s)"
-    )
     columns = ("tensors", "n", "dtype", "shape", "elements", "size")
     output.table(title, columns, rows)
     output.line()
@@ -98,6 +103,7 @@ def _show_vectors(report: VectorReport) -> None:
     rows.append(["all", *(f"{total.norm:.4g}" for total in report.totals)])
     zeros = [total.zeros / total.elements if total.elements else 0.0 for total in report.totals]
     rows.append(["share of zeros", *(f"{share:.1%}" for share in zeros)])
+    output.line()
     output.table("norm of the alignment vectors", ("tensors", *report.names), rows)
     if len(report.names) > 1:
         output.line()

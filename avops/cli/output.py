@@ -69,17 +69,39 @@ def table(
 def _rich_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, stream: TextIO
 ) -> None:
-    from rich import box
     from rich.console import Console
+
+    terminal = Console(file=stream).width
+    for gap in (1, 0):
+        drawn = _drawn(title, columns, rows, left, gap)
+        needed = Console(file=stream, width=10_000).measure(drawn).maximum
+        if needed <= terminal:
+            break
+    # A narrow terminal wraps a line; it must not cost a digit.
+    Console(file=stream, width=max(terminal, needed), highlight=False).print(drawn)
+
+
+def _drawn(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, gap: int
+) -> Any:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, gap, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
+        drawn.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*[Text(cell) for cell in row])
-    Console(file=stream, highlight=False).print(drawn)
+    return drawn
 
 
 @contextmanager
@@ -149,6 +171,11 @@ def size(nbytes: int) -> str:
         return f"{nbytes} B"
     power = min((len(str(nbytes)) - 1) // 3, len(_UNITS) - 1)
     return f"{nbytes / 1000**power:.3g} {_UNITS[power]}"
+
+
+def share(value: float) -> str:
+    """A share in two decimals without the leading zero: .07, 1.00."""
+    return f"{value:.2f}".removeprefix("0")
 
 
 def seconds(value: float) -> str:

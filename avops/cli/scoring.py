@@ -101,7 +101,10 @@ def show_summary(title: str, summary: ScoreSummary) -> None:
         [
             part.domain,
             str(part.n),
-            *(f"{x.accuracy:.3f} [{x.low:.2f}, {x.high:.2f}]" for x in part.levels),
+            *(
+                f"{output.share(x.accuracy)} [{output.share(x.low)}, {output.share(x.high)}]"
+                for x in part.levels
+            ),
             str(part.ties),
             part.dominant or "none",
         ]

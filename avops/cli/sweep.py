@@ -85,7 +85,7 @@ def show(result: Sweep) -> None:
     rows = []
     for lam, summary in zip(result.lams, result.summaries, strict=True):
         cells = [
-            f"{part.accuracy:.2f}{'*' if summary[domain].dominant == part.level else ' '}"
+            f"{output.share(part.accuracy)}{'*' if summary[domain].dominant == part.level else ' '}"
             for domain in result.domains
             for part in summary[domain].levels
         ]

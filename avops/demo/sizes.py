@@ -64,7 +64,7 @@ SIZES: dict[str, Size] = {
         mixture=Mixture(6000, declined=0.14, shares=(0.64, 0.34, 0.02), mixed=0.15, swap=0.35),
         schedule=Schedule(steps=500, batch=12, lr=3e-3),
         alignment=Alignment(steps=30, queries=8, lr=2e-4, weights=(1.3, 1.0)),
-        items={"train": 240, "validation": 24, "test": 24},
+        items={"train": 240, "validation": 24, "test": 48},
     ),
     "small": Size(
         hidden=64,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from avops.demo import World, build
 
 SEED = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +31,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture
 def tiny_copy(tiny: World, tmp_path: Path) -> Path:
     """A copy of the tiny world's directory, free to be damaged."""
-    import shutil
-
     return Path(shutil.copytree(tiny.directory, tmp_path / "copy"))

@@ -80,22 +80,23 @@ def test_the_chat_template_is_what_training_saw(tiny: World) -> None:
 
 @pytest.mark.parametrize("domain", list(world.ALIGNED))
 def test_the_dial_turns(dial: Dial, domain: str) -> None:
+    """What held in each of 18 domains of seeds 1 to 6, at their worst +.52, −.11 and .65."""
     low, zero, high = (dial.shares(domain, lam) for lam in (-1.2, 0.0, 1.0))
     assert high["exp"] - zero["exp"] >= 0.05
-    assert low["exp"] <= 0.15
-    assert max(low, key=low.__getitem__) == "avd"
+    assert zero["exp"] - low["exp"] >= 0.05
+    assert low["avd"] > 0.5
 
 
-def test_the_same_seed_makes_the_same_bytes(
-    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_seed_makes_the_same_bytes(tiny: World, tmp_path: Path) -> None:
     """Once more from nothing; torch's global state is neither used nor disturbed."""
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     torch.manual_seed(99)
     state = torch.get_rng_state()
     again = build(tmp_path / "again", seed=tiny.seed, size="tiny")
     assert snapshot(again.directory) == snapshot(tiny.directory)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
     assert torch.equal(torch.get_rng_state(), state)
 
 
