@@ -173,6 +173,13 @@ def test_an_unknown_size_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_an_impossible_seed_is_refused(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UserError, match=f"demo seed {seed}, expected a whole number from 0"):
+        build(tmp_path / "new", seed=seed)
+    assert not (tmp_path / "new").exists()
+
+
 def test_transformers_loads_the_base(tiny: World, tmp_path: Path) -> None:
     """With the name transformers looks for, the files are an ordinary model directory."""
     copy = Path(shutil.copytree(tiny.directory, tmp_path / "copy"))

@@ -50,11 +50,10 @@ def combine(
         quiet NaN without payload (see rounding.py).
     Identities
         λ = 0 and finite Δ: the base's values (bits: unless base is −0 and acc +0).
-        One aligned term, λ = 1: the bits of f32(aligned) rounded to out, except that −0 becomes
-        +0, and except where base + RN(aligned − base) is rounded away from aligned. With BF16
-        (F16) base, aligned and out that needs |base| > 2^15 |aligned| (2^12), or, in BF16, a
-        difference that overflows f32. F32 is exact where aligned − base is, as between
-        aligned / 2 and 2 aligned.
+        One aligned term, λ = 1, base, aligned and out of one dtype, finite: the bits of aligned,
+        except that −0 becomes +0, and except where aligned − base is not exact in f32: BF16 needs
+        |base| > 2^16 |aligned| for that, or a difference that overflows; F16 |base| > 2^13
+        |aligned|; F32 is sure to be exact only between base / 2 and 2 base.
     Aliasing
         out is exactly base's memory with base's dtype (in place), or overlaps no input.
     Errors

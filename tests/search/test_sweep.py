@@ -1,0 +1,121 @@
+"""The evaluator and sweeps on the small project."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from avops.errors import DataError, MissingExtraError
+from avops.recipe import Source, Term, parse_lam
+from avops.score import encode, load_items, load_model, load_tokenizer, oracle_scores
+from avops.search import Evaluator, Setup, Sweep, from_scores, sweep, sweep_figure, to_csv
+from small_project import SmallProject
+
+MED = Source("med", "avs/med.safetensors")
+FIN = Source("fin", "aligned/fin.safetensors")
+
+
+def term(source: Source, lam: str) -> Term:
+    return Term(source, parse_lam(lam, "test"), lam)
+
+
+def setup(*sources: Source, **changes: Any) -> Setup:
+    return Setup(base="base.safetensors", sources=sources, data="items.jsonl", **changes)
+
+
+def test_evaluations_are_the_oracles(project: SmallProject) -> None:
+    """Against a model whose weights were computed here, scored one sequence at a time."""
+    evaluator = Evaluator(setup(MED, FIN, device="cpu"))
+    scores = evaluator.evaluate([term(MED, "-1"), term(FIN, ".3")])
+    model = load_model("hf")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            base = project.base[name].float()
+            med, fin = (project.aligned[av][name].float() - base for av in ("med", "fin"))
+            wide = base + (torch.tensor(-1.0) * med + torch.tensor(0.3) * fin)
+            parameter.copy_(wide.bfloat16())
+    plan = encode(load_items("items.jsonl"), load_tokenizer("hf"))
+    # Both are float32 forwards of the same weights in another order of sums; the scorer's own
+    # tests derive 1.3e-4 as the bound for models of this shape.
+    assert np.abs(scores - oracle_scores(model, plan)).max() < 1.3e-4
+    assert np.abs(scores - evaluator.evaluate()).max() > 1e-2
+
+
+def test_the_order_of_evaluations_leaves_no_trace(project: SmallProject) -> None:
+    evaluator = Evaluator(setup(MED, FIN, device="cpu"))
+    first = evaluator.evaluate([term(MED, ".7")])
+    for lam in ("-1.5", ".1", "1"):
+        evaluator.evaluate([term(FIN, lam), term(MED, lam)])
+    assert evaluator.evaluate([term(MED, ".7")]).tobytes() == first.tobytes()
+
+
+def test_terms_need_their_vectors(project: SmallProject) -> None:
+    with pytest.raises(DataError, match="no alignment vectors are held"):
+        Evaluator(setup(device="cpu")).evaluate([term(MED, "1")])
+
+
+def test_items_are_checked_before_anything_is_loaded(project: SmallProject) -> None:
+    with pytest.raises(DataError, match=r"items.jsonl, line 1, field 'responses.nope'"):
+        Evaluator(setup(Source("x", "gone"), levels=("exp", "nope")))
+
+
+@pytest.fixture
+def swept(project: SmallProject) -> Sweep:
+    evaluator = Evaluator(setup(FIN, MED, device="cpu"))
+    seen: list[tuple[int, int]] = []
+    points = [term(MED, lam) for lam in ("-1", "0", "1")]
+    result = sweep(evaluator, points, [term(FIN, ".5")], lambda *x: seen.append(x))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    alone = evaluator.evaluate([term(FIN, ".5"), term(MED, "1")])
+    assert alone.tobytes() == result.scores[2].tobytes()
+    return result
+
+
+def test_a_sweep_and_its_csv(swept: Sweep) -> None:
+    assert swept.domains == ("med", "fin", "leg")
+    assert swept.levels == ("exp", "gen", "avd")
+    rows = list(csv.DictReader(io.StringIO(to_csv(swept))))
+    assert len(rows) == 3 * 4 * 3
+    for row in rows:
+        summary = swept.summaries[swept.lams.index(row["lam"])]
+        level = summary[row["domain"]][row["level"]]
+        assert float(row["accuracy"]) == pytest.approx(level.accuracy, abs=5e-7)
+        assert (row["av"], row["fixed"]) == ("med", "fin:.5")
+        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+
+
+def test_a_sweep_comes_back_from_its_scores(swept: Sweep) -> None:
+    again = from_scores("med", swept.lams, swept.fixed, swept.scores, load_items("items.jsonl"))
+    assert to_csv(again) == to_csv(swept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_figures(swept: Sweep, kind: str, magic: bytes) -> None:
+    data = sweep_figure(swept, format=kind)
+    assert data.startswith(magic)
+    assert kind == "pdf" or len(data) > 10_000
+
+
+def test_a_figure_without_matplotlib(swept: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib.*pip install 'avops\[score\]'"):
+        sweep_figure(swept)
+
+
+@pytest.mark.gpu
+def test_evaluations_on_the_gpu(project: SmallProject) -> None:
+    terms = [term(MED, "-1"), term(FIN, ".3")]
+    gpu = Evaluator(setup(MED, FIN, device="cuda")).evaluate(terms)
+    cpu = Evaluator(setup(MED, FIN, device="cpu")).evaluate(terms)
+    # Two float32 forwards, each within 1.3e-4 of the exact value (see above).
+    assert np.abs(gpu - cpu).max() < 2.6e-4
