@@ -28,7 +28,7 @@ def copied(operand: Operand, offset: int) -> Operand:
     return Guarded.copy(operand, offset).operand
 
 
-@pytest.mark.parametrize("case", combine_cases.cases(), ids=str)
+@pytest.mark.parametrize("case", list(combine_cases.cases()), ids=str)
 def test_combine(case: combine_cases.Case, backend: str) -> None:
     base, terms = case.inputs()
     expected, got = Guarded(case.n, case.out), Guarded(case.n, case.out)
@@ -37,7 +37,7 @@ def test_combine(case: combine_cases.Case, backend: str) -> None:
     np.testing.assert_array_equal(got.bits(), expected.bits())
 
 
-@pytest.mark.parametrize("case", diff_cases.cases(), ids=str)
+@pytest.mark.parametrize("case", list(diff_cases.cases()), ids=str)
 def test_diff(case: diff_cases.Case, backend: str) -> None:
     base, aligned = case.inputs()
     expected, got = Guarded(case.n, case.out), Guarded(case.n, case.out)

@@ -67,9 +67,7 @@ def expected_combine(
 
 
 @pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize(
-    ("base", "out"), list(itertools.product(COMPUTABLE, COMPUTABLE)), ids=lambda d: str(d)
-)
+@pytest.mark.parametrize(("base", "out"), list(itertools.product(COMPUTABLE, COMPUTABLE)), ids=str)
 def test_combine_rounds_where_the_contract_says(base: DType, out: DType, fill: str) -> None:
     n = 150
     drawn, terms = combine_cases.Case(n, base, out, combine_cases.KINDS, fill).inputs(seed=1)

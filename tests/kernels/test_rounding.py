@@ -93,7 +93,8 @@ def around_every_result(dtype: DType) -> np.ndarray:
     points = points[np.isfinite(points)]
     halves = (points[1:] + points[:-1]) / 2
     top = points[-1] + (points[-1] - points[-2]) / 2
-    size = np.concatenate([points, halves, [top, 2 * top]]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        size = np.concatenate([points, halves, [top, 2 * top]]).astype(np.float32)
     bits = size.view(np.uint32)
     bits = np.unique(np.concatenate([bits, bits + 1, bits[bits > 0] - 1]))
     return np.concatenate([bits, bits | 0x80000000]).astype(np.uint32)
