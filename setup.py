@@ -28,7 +28,6 @@ NATIVE = Extension(
     depends=["csrc/avops.h", "csrc/bf16.h"],
     language="c++",
     py_limited_api=True,
-    optional=True,
     # No FMA contraction and no fast-math, whatever CXXFLAGS say: results are exact to the bit.
     extra_compile_args=[
         "-std=c++17",
@@ -66,6 +65,7 @@ class BuildExt(build_ext):
         if self.inplace or self.editable_mode:
             for stale in (HERE / "avops").glob("_native*.so"):
                 stale.unlink()
+        say("building the native extension avops._native (C++; no CUDA sources, nvcc is not used)")
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -84,14 +84,11 @@ class BuildExt(build_ext):
             if wheel is not None:
                 wheel.root_is_pure = True
         else:
-            compiler = " ".join(getattr(self.compiler, "compiler_so_cxx", None) or ["the compiler"])
-            say(f"native extension built with {compiler.split()[0]} ({ext.name}, abi3)")
+            say("native extension built")
 
 
 if SKIP:
     say("AVOPS_NO_NATIVE is set: no native extension; avops computes with numpy")
-else:
-    say("building the native extension avops._native (C++); no CUDA sources, so nvcc is not used")
 
 setup(
     ext_modules=[] if SKIP else [NATIVE],

@@ -6,12 +6,16 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import small_project
 from small_project import SmallProject
+
+if TYPE_CHECKING:
+    from avops.demo import World
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -64,3 +68,11 @@ def project(
     shutil.copytree(_small_project.directory, directory)
     monkeypatch.chdir(directory)
     return dataclasses.replace(_small_project, directory=directory)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The demo's tiny world, built once."""
+    from avops.demo import build
+
+    return build(tmp_path_factory.mktemp("demo") / "tiny", seed=1, size="tiny")

@@ -1,4 +1,4 @@
-"""One tiny world, built once."""
+"""The tiny world, free to be damaged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avops.demo import World, build
-
-SEED = 1
+from avops.demo import World
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,11 +19,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build(tmp_path_factory.mktemp("demo") / "tiny", seed=SEED, size="tiny")
 
 
 @pytest.fixture

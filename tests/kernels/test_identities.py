@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avops.dtypes import BF16, COMPUTABLE, F16, F32, DType
-from avops.kernels import Operand, Term, combine, diff, registry
+from avops.kernels import Operand, Term, combine, diff
 from avops.kernels.combine import cases as combine_cases
 from avops.kernels.samples import BLOCK, sample
 from guarded import Guarded, pattern
@@ -15,11 +15,6 @@ SIGN = {F32: 0x80000000, F16: 0x8000, BF16: 0x8000}
 INFINITY = {F32: 0x7F800000, F16: 0x7C00, BF16: 0x7F80}
 # |base| / |aligned| up to which aligned - base is exact: 2^(24 - bits of significand), see combine.
 RATIO = {F16: 2.0**13, BF16: 2.0**16}
-
-
-@pytest.fixture(params=registry.backends("combine"))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def all_patterns() -> np.ndarray:

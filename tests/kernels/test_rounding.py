@@ -12,17 +12,12 @@ import pytest
 import torch
 
 from avops.dtypes import BF16, F16, F32, DType
-from avops.kernels import Operand, combine, registry
+from avops.kernels import Operand, combine
 from guarded import Guarded
 
 NAN = {F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0}
 TORCH = {F16: torch.float16, BF16: torch.bfloat16}
 SIGNIFICAND = {F16: 11, BF16: 8}  # bits, with the hidden one
-
-
-@pytest.fixture(params=registry.backends("combine"))
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def convert(patterns: np.ndarray, source: DType, out: DType, backend: str) -> np.ndarray:

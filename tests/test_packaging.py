@@ -1,0 +1,274 @@
+"""Installing avops: from the checkout, editable, through sdist and wheel, with and without compiler.
+
+Every install goes into a fresh environment that sees numpy, rich and setuptools and nothing else:
+so no torch at build time, none for the kernels, and no network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUILD = ("setuptools",)
+RUN = ("numpy", "rich", "Pygments", "markdown-it-py", "mdurl", "tomli")
+
+has_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"
+)
+
+# Computes 1 + 0.5 * (3 - 1) in bf16 on every backend there is, and prints their state.
+COMPUTE = """
+import numpy as np
+from avops.dtypes import BF16
+from avops.kernels import Operand, Term, combine, registry
+one, three = (Operand(np.array([bits], np.uint16), BF16) for bits in (0x3F80, 0x4040))
+for row in registry.report():
+    print(row.operation, row.backend, row.available, row.chosen, row.reason, sep="|")
+    if row.operation == "combine" and row.available:
+        out = Operand(np.zeros(1, np.uint16), BF16)
+        combine(one, [Term(three, 0.5, True)], out, backend=row.backend)
+        assert out.array[0] == 0x4000, out
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what a checkout holds, without anything built."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    ):
+        shutil.copy(ROOT / name, copy)
+    built = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    for name in ("avops", "csrc", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=built)
+    return copy
+
+
+class Environment:
+    """A fresh virtual environment, with some distributions of ours lent to it."""
+
+    def __init__(self, directory: Path) -> None:
+        venv.create(directory, with_pip=False, symlinks=True)
+        self.bin = directory / "bin"
+        self.python = self.bin / "python"
+        (self.site,) = directory.glob("lib/python*/site-packages")
+        self.away = directory.parent / "away"  # a current directory without an avops in it
+        self.away.mkdir(exist_ok=True)
+        for name in (*BUILD, *RUN):
+            self._lend(name)
+
+    def _lend(self, name: str) -> None:
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            return  # tomli, from Python 3.11 on
+        for top in {file.parts[0] for file in distribution.files or ()}:
+            if top != ".." and not top.endswith(".pth") and not (self.site / top).exists():
+                (self.site / top).symlink_to(distribution.locate_file(top))
+
+    def pip(self, *args: str, cwd: Path, **env: str) -> str:
+        """Run pip in this environment; returns what it says."""
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), *args]
+        return self._run(command, cwd, env)
+
+    def install(self, *args: str, cwd: Path, **env: str) -> str:
+        options = ("-v", "--no-build-isolation", "--no-deps", "--no-index")
+        return self.pip("install", *options, *args, cwd=cwd, **env)
+
+    def run(self, code: str, **env: str) -> str:
+        """Run Python code away from the checkout."""
+        return self._run([str(self.python), "-W", "error", "-c", code], self.away, env)
+
+    def avops(self, *args: str) -> str:
+        return self._run([str(self.bin / "avops"), *args], self.away, {})
+
+    def states(self) -> dict[str, tuple[bool, bool, str]]:
+        """Backends of combine: (available, chosen, reason). Computes with each on the way."""
+        rows = [line.split("|") for line in self.run(COMPUTE).splitlines()]
+        return {r[1]: (r[2] == "True", r[3] == "True", r[4]) for r in rows if r[0] == "combine"}
+
+    @staticmethod
+    def _run(command: list[str], cwd: Path, env: dict[str, str]) -> str:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("AVOPS_", "PYTHON"))}
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**clean, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200", **env},
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "venv")
+
+
+def fake_nvcc(directory: Path) -> Path:
+    """An nvcc that leaves a mark and fails."""
+    directory.mkdir()
+    program = directory / "nvcc"
+    program.write_text(f"#!/bin/sh\ntouch {directory}/called\nexit 1\n")
+    program.chmod(0o755)
+    return directory
+
+
+def without_compiler(directory: Path) -> dict[str, str]:
+    """Variables for a machine without any compiler: nothing but sh and coreutils' basics on PATH."""
+    directory.mkdir()
+    for name in ("sh", "uname"):
+        found = shutil.which(name)
+        assert found is not None
+        (directory / name).symlink_to(found)
+    return {"PATH": str(directory), "CC": "", "CXX": ""}
+
+
+@has_compiler
+@pytest.mark.parametrize("nvcc", [True, False], ids=["nvcc", "no nvcc"])
+def test_pip_install(nvcc: bool, source: Path, environment: Environment, tmp_path: Path) -> None:
+    paths = [p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists()]
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    assert compiler is not None
+    paths.append(str(Path(compiler).parent))
+    marks = fake_nvcc(tmp_path / "cuda")
+    if nvcc:
+        paths.insert(0, str(marks))
+    # What an earlier build or an editable install may have left must not get in.
+    stale = source / "build" / f"lib.linux-x86_64-cpython-3{sys.version_info.minor}" / "avops"
+    for directory in (stale, source / "build" / "lib" / "avops"):
+        directory.mkdir(parents=True)
+        (directory / "stale.py").write_text("")
+        (directory / "_native.abi3.so").write_bytes(b"stale")
+    (source / "avops" / "_native.abi3.so").write_bytes(b"stale")
+
+    said = environment.install(".", cwd=source, PATH=os.pathsep.join(paths))
+
+    assert "avops: native extension built" in said
+    assert not (marks / "called").exists()
+    installed = environment.site / "avops"
+    assert {"_native.abi3.so", "py.typed"} <= {p.name for p in installed.iterdir()}
+    assert not (installed / "stale.py").exists()
+    assert not (environment.site / "csrc").exists()
+    assert not (environment.site / "tests").exists()
+    # The checkout's own extension, of an editable install, is left alone.
+    assert (source / "avops" / "_native.abi3.so").read_bytes() == b"stale"
+    states = environment.states()
+    assert states["native"][:2] == (True, True)
+    assert states["reference"][:2] == (True, False)
+    assert "avops" in environment.avops("--version")
+
+
+@has_compiler
+def test_editable_install(source: Path, environment: Environment, tmp_path: Path) -> None:
+    environment.install("-e", ".", cwd=source)
+    (built,) = (source / "avops").glob("_native*")
+    assert built.name == "_native.abi3.so"
+    assert environment.states()["native"][:2] == (True, True)
+    where = environment.run("import avops; print(avops.__file__)").strip()
+    assert Path(where).samefile(source / "avops" / "__init__.py")
+
+    # Installed again without a compiler: the old extension goes, and its reason comes.
+    environment.install("-e", ".", cwd=source, **without_compiler(tmp_path / "bare"))
+    assert not list((source / "avops").glob("_native*"))
+    assert environment.states()["native"][0] is False
+
+
+@has_compiler
+def test_sdist_then_wheel_then_install(
+    source: Path, environment: Environment, tmp_path: Path
+) -> None:
+    (source / "avops" / "_native.abi3.so").write_bytes(b"stale")
+    dist = tmp_path / "dist"
+    # Without --wheel or --sdist, build makes the sdist, and the wheel from the unpacked sdist.
+    options = ["--no-isolation", "--skip-dependency-check", "--outdir", str(dist)]
+    command = [sys.executable, "-m", "build", *options, str(source)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    (sdist,) = dist.glob("avops-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {"LICENSE", "README.md", "setup.py", "pyproject.toml", "avops/py.typed"}
+    needed |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
+    assert needed <= names
+    assert not [name for name in names if name.startswith("tests/") or name.endswith(".so")]
+
+    (wheel,) = dist.glob("avops-*.whl")
+    python, abi, platform = wheel.stem.split("-")[-3:]
+    assert (python, abi) == ("cp310", "abi3")
+    assert platform != "any"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    packages = {p.relative_to(source).as_posix() for p in (source / "avops").rglob("*.py")}
+    assert packages | {"avops/_native.abi3.so", "avops/py.typed"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+    environment.pip("install", "--no-deps", "--no-index", str(wheel), cwd=tmp_path)
+    assert environment.states()["native"][:2] == (True, True)
+    other_pythons_load_it(environment.site)
+
+
+def other_pythons_load_it(site: Path) -> None:
+    """abi3 means that every CPython from 3.10 on takes the same file; tries those on PATH."""
+    code = "import avops._native as n; assert n.ABI >= 1; print(n.VARIANT)"
+    for minor in range(10, 16):
+        python = shutil.which(f"python3.{minor}")
+        probe = [python or "false", "-c", "import sys; print(sys.version_info[1])"]
+        found = subprocess.run(probe, check=False, capture_output=True, text=True)
+        if found.stdout.strip() == str(minor):
+            environ = {**os.environ, "PYTHONPATH": str(site)}
+            subprocess.run([str(python), "-c", code], check=True, env=environ, cwd=site)
+
+
+@pytest.mark.parametrize("how", ["no compiler", "failing compiler", "AVOPS_NO_NATIVE"])
+def test_without_the_extension(
+    how: str, source: Path, environment: Environment, tmp_path: Path
+) -> None:
+    env = {
+        "no compiler": without_compiler(tmp_path / "bare"),
+        "failing compiler": {"CC": "false", "CXX": "false"},
+        "AVOPS_NO_NATIVE": {"AVOPS_NO_NATIVE": "1"},
+    }[how]
+    said = environment.install(".", cwd=source, **env)
+
+    expected = "AVOPS_NO_NATIVE is set" if how == "AVOPS_NO_NATIVE" else "NO NATIVE EXTENSION"
+    assert f"avops: {expected}" in said
+    assert "avops-0" in said
+    assert "py3-none-any.whl" in said  # no wheel that claims to be a built one
+    assert not list((environment.site / "avops").glob("_native*"))
+    states = environment.states()
+    assert states["native"][:2] == (False, False)
+    assert "built without a C++ compiler; install g++" in states["native"][2]
+    assert states["reference"][:2] == (True, True)
+    assert "built without a C++ compiler" in environment.avops("doctor", "--json")
+
+
+def test_importing_avops_is_light() -> None:
+    code = (
+        "import sys, avops; avops.__version__; dir(avops); "
+        "print(sorted({'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
