@@ -1,4 +1,4 @@
-"""Installing avops: from the checkout, editable, through sdist and wheel, with and without compiler.
+"""Installing avops: from a checkout, editable, through sdist and wheel; with and without compiler.
 
 Every install goes into a fresh environment that sees numpy, rich and setuptools and nothing else:
 so no torch at build time, none for the kernels, and no network.
@@ -71,17 +71,21 @@ class Environment:
         (self.site,) = directory.glob("lib/python*/site-packages")
         self.away = directory.parent / "away"  # a current directory without an avops in it
         self.away.mkdir(exist_ok=True)
+        lent = directory.parent / "lent"
+        lent.mkdir()
         for name in (*BUILD, *RUN):
-            self._lend(name)
+            self._lend(name, lent)
+        (self.site / "lent.pth").write_text(f"{lent}\n")
 
-    def _lend(self, name: str) -> None:
+    @staticmethod
+    def _lend(name: str, lent: Path) -> None:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             return  # tomli, from Python 3.11 on
         for top in {file.parts[0] for file in distribution.files or ()}:
-            if top != ".." and not top.endswith(".pth") and not (self.site / top).exists():
-                (self.site / top).symlink_to(distribution.locate_file(top))
+            if top != ".." and not top.endswith(".pth") and not (lent / top).exists():
+                (lent / top).symlink_to(distribution.locate_file(top))
 
     def pip(self, *args: str, cwd: Path, **env: str) -> str:
         """Run pip in this environment; returns what it says."""
@@ -136,7 +140,7 @@ def fake_nvcc(directory: Path) -> Path:
 
 
 def without_compiler(directory: Path) -> dict[str, str]:
-    """Variables for a machine without any compiler: nothing but sh and coreutils' basics on PATH."""
+    """Variables for a machine without any compiler: next to nothing on PATH."""
     directory.mkdir()
     for name in ("sh", "uname"):
         found = shutil.which(name)
