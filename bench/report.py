@@ -42,10 +42,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        drawn.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
     Console(width=110).print(drawn)

@@ -89,7 +89,7 @@ def _drawn(
     from rich.text import Text
 
     drawn = Table(
-        title=title or None,
+        title=Text(title) if title else None,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -98,7 +98,7 @@ def _drawn(
         show_edge=False,
     )
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+        drawn.add_column(Text(column), justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*[Text(cell) for cell in row])
     return drawn

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from avops.dtypes import BF16, F16, F32, DType
-from avops.kernels import Operand, combine
+from avops.kernels import Operand, Term, combine
 from guarded import Guarded
 
 NAN = {F32: 0x7FC00000, F16: 0x7E00, BF16: 0x7FC0}
@@ -130,6 +130,14 @@ def test_overflow_starts_half_an_ulp_above_the_largest(backend: str) -> None:
         bits = np.array([largest, below, half], np.float32).view(np.uint32)
         expected = [infinity - 1, infinity - 1, infinity]
         assert convert(bits, F32, dtype, backend).tolist() == expected
+        # With a term, and one at a time: a block without other overflows counts it as well.
+        nothing = [Term(Operand(np.zeros(1, np.float32), F32), 1.0, False)]
+        for value, result in zip(bits, expected, strict=True):
+            out = Guarded(1, dtype)
+            base = Operand(np.array([value]).view(np.float32), F32)
+            stats = combine(base, nothing, out.operand, backend=backend)
+            assert out.bits()[0] == result
+            assert (stats.nonfinite, stats.unchanged) == (int(result == infinity), 1)
 
 
 def test_f32_stays_as_it_is(backend: str) -> None:
