@@ -10,13 +10,13 @@ from avops.kernels.rounding import narrow
 
 # The native kernels' block, and the elements from which on they use a second thread.
 BLOCK = 512
-TWO_THREADS = 2 * 64 * BLOCK
+TWO_THREADS = 2 * 256 * BLOCK
 
 # 0, 1, primes, and one around every vector width, block and thread boundary.
 LENGTHS = (
     *(0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 127),
     *(BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 1999, 8191),
-    *(TWO_THREADS - 1, TWO_THREADS, TWO_THREADS + 1, 100_003),
+    *(TWO_THREADS - 1, TWO_THREADS + 1),
 )
 
 # weights: normal, sd 0.02. ties: whole numbers from 128 to 255, which every dtype holds.
