@@ -32,6 +32,7 @@ NATIVE = Extension(
     extra_compile_args=[
         "-std=c++17",
         "-O3",
+        "-g0",
         "-ffp-contract=off",
         "-fno-fast-math",
         "-fvisibility=hidden",

@@ -3,10 +3,11 @@
     python -m bench.kernels [--elements 16777216] [--runs 7] [--json FILE]
 
 Work: the TYPICAL cases of each operation, once from memory (--elements a tensor) and once on chunks
-as merges use them (524,288 elements, the same ones again and again, so in cache). GB/s counts every input read once and the output
-written once, for every contender alike; `copy` moves the same number of bytes, half read and half
-written, with numpy. Contenders take turns within a run; figures are medians of the runs, with half
-of the range in percent. No figure is printed unless native equals the reference, bit for bit and count for count.
+as merges use them (524,288 elements, the same ones again and again, so in cache). GB/s counts
+every input read once and the output written once, for every contender alike; `copy` moves the same
+number of bytes, half read and half written, with numpy. Contenders take turns within a run;
+figures are medians of the runs, with half of the range in percent. No figure is printed unless
+native equals the reference, bit for bit and count for count.
 """
 
 from __future__ import annotations

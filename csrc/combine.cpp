@@ -40,9 +40,9 @@ typedef unsigned char byte;
 // Elements per block: the two f32 buffers take 4 KiB. Shorter blocks overlap the reading of several
 // streams better, longer ones spend less on loop ends; 256 to 1024 differ by 10 %.
 constexpr int64_t kBlock = 512;
-// Blocks per thread, at least: they take about 45 us (three bf16 terms, AVX-512), and starting a
-// thread takes about 20 us.
-constexpr int64_t kBlocksPerThread = 256;
+// Blocks per thread, at least: they take about 180 us (three bf16 terms, AVX-512). A further thread
+// costs 20 to 100 us, with what it takes to bring the data to another core's cache.
+constexpr int64_t kBlocksPerThread = 1024;
 
 // Keeps the caller's rounding mode and flush-to-zero flags out of the results, and our exception
 // flags from the caller.

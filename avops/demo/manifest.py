@@ -26,7 +26,7 @@ def publish(path: Path, data: bytes) -> None:
     staging.check(len(data))
     with staging:
         staging.add(path.name, data)
-        staging.commit(path.name)
+        staging.commit()
 
 
 class Manifest:

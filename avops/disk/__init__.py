@@ -7,7 +7,7 @@ from avops.disk.match import check_plain, check_vector, touched
 from avops.disk.reader import read_exactly
 from avops.disk.sidecars import patch_config, sidecars
 from avops.disk.staging import RECIPE_NAME, Staging
-from avops.disk.vector import Vector, open_vector
+from avops.disk.vector import Vector, open_base, open_vector
 from avops.disk.write import write_checkpoint, write_file
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check_vector",
     "encode_header",
     "fingerprint",
+    "open_base",
     "open_checkpoint",
     "open_regular",
     "open_vector",

@@ -168,6 +168,8 @@ def _weight_map(raw: bytes, where: Path) -> dict[str, str]:
         index: Any = json.loads(raw)
         weight_map = index["weight_map"]
         items = list(weight_map.items())
+        if not items:
+            raise ValueError("empty")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
             f"{where}: not a valid index, expected JSON with a weight_map of tensor to file name"

@@ -36,30 +36,46 @@ _KNOWN = {
 }
 
 
-def sidecars(directory: Path, *, known_only: bool) -> dict[str, bytes]:
-    """Sidecar files of ``directory`` by name. Raises CheckpointError when one is unreadable."""
-    found = {}
-    for path in sorted(directory.iterdir()):
-        named = path.name in _KNOWN
-        wanted = named or (not known_only and _is_sidecar(path))
-        if not wanted or path.name in _NEVER or not path.is_file():
+def sidecars(directory: Path, *, known_only: bool) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Sidecar files of ``directory`` by name, and what was left out: name to reason.
+
+    Raises CheckpointError when the directory or a sidecar is unreadable.
+    """
+    found: dict[str, bytes] = {}
+    skipped: dict[str, str] = {}
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory}: cannot list the directory for config and tokenizer: {error.strerror}"
+        ) from None
+    for path in paths:
+        wanted = path.name in _KNOWN or (not known_only and _is_sidecar(path))
+        if not wanted or path.name in _NEVER:
             continue
         try:
-            if path.stat().st_size <= _MAX_SIZE:
+            if path.is_dir():
+                skipped[path.name] = "a directory"
+            elif path.stat().st_size > _MAX_SIZE:
+                skipped[path.name] = f"larger than {_MAX_SIZE >> 20} MiB"
+            else:
                 found[path.name] = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{path}: cannot copy the sidecar: {error.strerror}") from None
-    return found
+    return found, skipped
 
 
 def _is_sidecar(path: Path) -> bool:
     if path.name.endswith(".index.json") or path.name.startswith("."):
         return False
+    # Mistral's tokenizers are versioned by suffix: tokenizer.model.v3.
+    if path.name.startswith("tokenizer.model") or path.name == "additional_chat_templates":
+        return True
     return path.suffix in _SUFFIXES or path.stem.upper() in ("LICENSE", "NOTICE", "USE_POLICY")
 
 
 def patch_config(raw: bytes, dtype: DType, where: str) -> bytes:
-    """``config.json`` with its dtype replaced and nothing else changed.
+    """``config.json`` with its dtype replaced; other values, and the order of keys, stay.
 
     Raises CheckpointError naming ``where`` when ``raw`` is not a JSON object.
     """

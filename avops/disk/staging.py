@@ -1,13 +1,16 @@
 """Crash-safe publishing: an output appears at its path whole, or not at all.
 
 Everything is written into a staging directory beside the target, flushed, then renamed.
-A failure removes the staging directory; a kill leaves it behind under a name that says so.
+A failure or an interrupt removes the staging directory; a kill leaves it behind under a name that
+says so, ``.NAME.avops-partial-…``, beside an untouched target.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import json
 import os
 import secrets
 import shutil
@@ -16,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from avops.disk.publish import exchange, locked, place, sync_directory
 from avops.errors import OutputError, WriteError
 
 RECIPE_NAME = "avops_recipe.json"
@@ -27,7 +31,8 @@ class Staging:
 
     Use as a context manager and call ``commit()`` last; leaving without it removes everything.
     ``force`` replaces an existing file, or a directory that avops wrote. ``inputs`` are files
-    that the output may never replace, whatever ``force`` says.
+    and directories that the output may never replace, whatever ``force`` says. companions: names
+    of the files that a file output brings along. notes: what the user should know afterwards.
     """
 
     def __init__(
@@ -37,13 +42,16 @@ class Staging:
         directory: bool,
         force: bool = False,
         inputs: Iterable[Path] = (),
+        companions: Iterable[str] = (),
     ) -> None:
         self.target = Path(os.path.realpath(target))
         self.directory = directory
         self.force = force
         self._inputs = tuple(inputs)
+        self._companions = tuple(companions)
         self._fds: dict[str, int] = {}
         self._made: list[Path] = []
+        self.notes: list[str] = []
         token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._stage = self.target.parent / f".{self.target.name}.avops-partial-{token}"
 
@@ -55,6 +63,9 @@ class Staging:
         self._check_not_input()
         if os.path.lexists(self.target):
             self._check_replaceable()
+        for name in self._companions:
+            if (self.target.parent / name).exists() and not self.force:
+                raise OutputError(_exists(self.target.parent / name))
         parent = next(p for p in self.target.parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
@@ -114,51 +125,47 @@ class Staging:
         fd = self.create(name, len(data))
         self.write(fd, data, 0)
 
-    def commit(self, main: str | None = None) -> None:
-        """Flush everything and rename it into place.
+    def commit(self) -> None:
+        """Flush everything and rename it into place; of a file output its companions, too.
 
-        For a file output ``main`` is the staged file that becomes the target; the others are
-        placed beside it first. Raises WriteError, or OutputError when the target appeared
-        meanwhile.
+        Raises WriteError, or OutputError when something appeared at the target meanwhile.
         """
         try:
             for name in list(self._fds):
                 os.fdatasync(self._fds[name])
                 os.close(self._fds.pop(name))
-            _sync_directory(self._stage)
-            if self.directory:
-                self._publish_directory()
-            else:
-                assert main is not None
-                others = [p for p in self._stage.iterdir() if p.name != main]
-                for path in others:
-                    path.replace(self.target.parent / path.name)
-                self._publish_file(self._stage / main)
+            sync_directory(self._stage)
+            with locked(self.target.parent):
+                if self.directory:
+                    self._publish_directory()
+                else:
+                    self._publish_files()
         except OSError as error:
             # After a failed flush the kernel may have dropped the pages: discard, never retry.
             self._fail("publishing the output", error)
         self._made.clear()
         try:
-            _sync_directory(self.target.parent)
+            sync_directory(self.target.parent)
         except OSError as error:
             raise WriteError(
                 f"{self.target}: is in place and whole, but flushing {self.target.parent} failed: "
                 f"{error.strerror}; a power cut now could undo the rename; check the disk"
             ) from error
 
-    def _publish_file(self, staged: Path) -> None:
-        if self.force:
-            staged.replace(self.target)
-            return
+    def _publish_files(self) -> None:
+        """Companions first and the target last: who sees the target sees all of it."""
+        placed: list[Path] = []
         try:
-            os.link(staged, self.target)
-        except FileExistsError:
-            raise OutputError(_exists(self.target)) from None
-        except OSError:
-            # No hard links on this file system: the check and the rename are two steps.
-            if self.target.exists():
-                raise OutputError(_exists(self.target)) from None
-            staged.rename(self.target)
+            for name in (*self._companions, self.target.name):
+                path = self.target.parent / name
+                if not place(self._stage / name, path, force=self.force):
+                    raise OutputError(_exists(path))
+                placed.append(path)
+        except BaseException:
+            if not self.force:
+                for path in placed:
+                    path.unlink()
+            raise
 
     def _publish_directory(self) -> None:
         if not self.force or not self.target.exists():
@@ -170,33 +177,42 @@ class Staging:
                 raise
             return
         old = self._stage.with_name(self._stage.name.replace("-partial-", "-replaced-"))
-        self.target.rename(old)
-        try:
-            self._stage.rename(self.target)
-        except OSError:
-            old.rename(self.target)
-            raise
-        shutil.rmtree(old)
+        if exchange(self._stage, self.target):
+            self._stage.rename(old)
+        else:
+            self.target.rename(old)
+            try:
+                self._stage.rename(self.target)
+            except BaseException:
+                old.rename(self.target)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            self.notes.append(f"the replaced output could not be removed whole: remove {old}")
 
     def _check_not_input(self) -> None:
+        if not self.target.exists():
+            return
         for path in self._inputs:
-            real = Path(os.path.realpath(path))
-            same = self.target.exists() and real.exists() and os.path.samefile(real, self.target)
-            if same or self.target in real.parents:
-                raise OutputError(
-                    f"{self.target}: is or holds the input {path}, which is never overwritten; "
-                    "choose another -o"
-                )
+            # Both ways up: a hub snapshot's shards are links out of the directory that is read.
+            for start in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
+                for holder in (start, *start.parents):
+                    if holder.exists() and os.path.samefile(holder, self.target):
+                        raise OutputError(
+                            f"{self.target}: is or holds the input {path}, which is never "
+                            "overwritten; choose another -o"
+                        )
 
     def _check_replaceable(self) -> None:
         if self.directory and self.target.is_dir():
+            strangers = self._strangers()
+            if self.force and strangers:
+                raise OutputError(
+                    f"{self.target}: --force replaces only what avops wrote, and {strangers[0]!r} "
+                    f"in it is not listed in its {RECIPE_NAME}; move it away, or choose another -o"
+                )
             if not any(self.target.iterdir()):
                 return
-            if self.force and not (self.target / RECIPE_NAME).is_file():
-                raise OutputError(
-                    f"{self.target}: --force replaces only directories that avops wrote, and this "
-                    f"one has no {RECIPE_NAME}; remove it yourself or choose another -o"
-                )
         elif self.directory or self.target.is_dir():
             kinds = ("a file", "a directory") if self.directory else ("a directory", "a file")
             raise OutputError(
@@ -205,6 +221,20 @@ class Staging:
             )
         if not self.force:
             raise OutputError(_exists(self.target))
+
+    def _strangers(self) -> list[str]:
+        """Entries of the target directory that its recipe file does not list."""
+        try:
+            files = json.loads((self.target / RECIPE_NAME).read_bytes())["files"]
+            known = {RECIPE_NAME, *(str(name) for name in files)}
+        except (OSError, ValueError, KeyError, TypeError):
+            known = set()
+        return sorted(set(os.listdir(self.target)) - known)
+
+    def leftovers(self) -> tuple[Path, ...]:
+        """Staging directories that killed runs left beside the target."""
+        pattern = f".{glob.escape(self.target.name)}.avops-*"
+        return tuple(p for p in sorted(self.target.parent.glob(pattern)) if p != self._stage)
 
     def _discard(self) -> None:
         for fd in self._fds.values():
@@ -230,11 +260,3 @@ class Staging:
 
 def _exists(path: Path) -> str:
     return f"{path}: already exists; choose another -o, or replace it with --force"
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

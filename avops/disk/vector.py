@@ -37,6 +37,17 @@ class Vector:
         return self.metadata.get(BASE_KEY)
 
 
+def open_base(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint of weights. Raises CheckpointError when it is an alignment vector."""
+    checkpoint = open_checkpoint(path)
+    if any(shard.metadata.get(KIND_KEY) for shard in checkpoint.shards):
+        raise CheckpointError(
+            f"{path}: already an alignment vector, expected a checkpoint of weights; "
+            "use it with --av"
+        )
+    return checkpoint
+
+
 def open_vector(name: str, path: str | os.PathLike[str], kind: str = "auto") -> Vector:
     """Open the alignment vector at ``path``; ``kind`` is auto, delta or aligned.
 

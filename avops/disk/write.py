@@ -40,7 +40,7 @@ def write_checkpoint(
             if array.nbytes:
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 staging.write(fd, data.data, offsets[name])
-        staging.commit(path.name)
+        staging.commit()
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool = False) -> None:
@@ -53,4 +53,4 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, force: bool = False
     staging.check(len(data))
     with staging:
         staging.add(path.name, data)
-        staging.commit(path.name)
+        staging.commit()

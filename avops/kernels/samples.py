@@ -10,7 +10,7 @@ from avops.kernels.rounding import narrow
 
 # The native kernels' block, and the elements from which on they use a second thread.
 BLOCK = 512
-TWO_THREADS = 2 * 256 * BLOCK
+TWO_THREADS = 2 * 1024 * BLOCK
 
 # 0, 1, primes, and one around every vector width, block and thread boundary.
 LENGTHS = (

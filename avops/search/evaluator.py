@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.disk import Checkpoint, open_checkpoint, open_vector
+from avops.disk import Checkpoint, open_base, open_vector
 from avops.errors import DataError
 from avops.recipe import Source, Term
 from avops.score import load_items
@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(self, setup: Setup) -> None:
         # Cheap checks first: a bad item must not wait for a model to load.
         self.items = load_items(setup.data, levels=setup.levels)
-        checkpoint = open_checkpoint(setup.base)
+        checkpoint = open_base(setup.base)
         vectors = {s.name: open_vector(s.name, s.path, s.kind) for s in setup.sources}
 
         from avops.knobs import Knobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,17 @@ from avops.disk import (
     Vector,
     check_vector,
     fingerprint,
-    open_checkpoint,
+    open_base,
     touched,
 )
 from avops.disk.vector import BASE_KEY, BASE_NAME_KEY, KIND_KEY
 from avops.dtypes import F32, DType
 from avops.errors import MismatchError
-from avops.stream.layout import index_file, new_layout
+from avops.stream.layout import index_file, is_directory, new_layout
 from avops.stream.nonfinite import refuse_nonfinite
 from avops.stream.pipeline import Progress, run
 from avops.stream.plan import Plan, Range, Segment, TermRange
-from avops.stream.record import dump, shown_path
+from avops.stream.record import dump, leftover_notes, listing, shown_path
 from avops.version import __version__
 
 
@@ -43,13 +44,15 @@ class ExtractReport:
 
 @dataclass(frozen=True)
 class ExtractPlan:
-    """An extraction decided to the last byte."""
+    """An extraction decided to the last byte. given: the paths of base and aligned checkpoint."""
 
     target: Path
     directory: bool
     force: bool
     plan: Plan
     dtype: DType
+    given: tuple[Path, Path]
+    notes: tuple[str, ...] = ()
 
 
 def plan_extract(
@@ -59,15 +62,14 @@ def plan_extract(
 
     Raises CheckpointError, MismatchError or OutputError.
     """
-    base, aligned = open_checkpoint(base_path), open_checkpoint(aligned_path)
-    for checkpoint in (base, aligned):
-        if any(shard.metadata.get(KIND_KEY) for shard in checkpoint.shards):
-            raise MismatchError(
-                f"{checkpoint.path}: already an alignment vector, expected a checkpoint; "
-                "use it with --av as it is"
-            )
+    base, aligned = open_base(base_path), open_base(aligned_path)
     check_vector(base, Vector("ALIGNED", aligned, aligned=True))
     tensors = touched(base)
+    if not tensors:
+        raise MismatchError(
+            f"{base_path}: holds no floating tensor, so there is no difference to extract; "
+            "expected a checkpoint with BF16, F16 or F32 weights"
+        )
     metadata = {
         KIND_KEY: "delta",
         "avops.version": __version__,
@@ -76,7 +78,7 @@ def plan_extract(
         "avops.aligned": shown_path(aligned_path),
         "avops.aligned_fingerprint": fingerprint(aligned),
     }
-    directory = out.suffix != ".safetensors"
+    directory = is_directory(out)
     layout = new_layout(base, tensors, None if directory else out.name, dtype, metadata)
     segments = []
     for tensor in tensors:
@@ -95,11 +97,15 @@ def plan_extract(
             )
         )
     inputs = (*base.files, *aligned.files)
-    small = ((RECIPE_NAME, dump(metadata)), *index_file(layout)) if directory else ()
+    small = index_file(layout)
+    if directory:
+        small = (*small, (RECIPE_NAME, dump(listing(metadata, layout.outputs, small))))
     plan = Plan(inputs, layout.outputs, tuple(segments), small)
-    extract_plan = ExtractPlan(out, directory, force, plan, dtype)
-    _staging(extract_plan).check(plan.bytes_written)
-    return extract_plan
+    given = (Path(base_path), Path(aligned_path))
+    extract_plan = ExtractPlan(out, directory, force, plan, dtype, given)
+    staging = _staging(extract_plan)
+    staging.check(plan.bytes_written)
+    return dataclasses.replace(extract_plan, notes=leftover_notes(staging))
 
 
 def extract(
@@ -116,8 +122,8 @@ def extract(
             refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "a wider --dtype")
         for name, data in plan.plan.small:
             staging.add(name, data)
-        staging.commit(None if plan.directory else plan.target.name)
-    notes = []
+        staging.commit()
+    notes = [*plan.notes, *staging.notes]
     if outcome.unchanged == outcome.elements:
         notes.append("every difference is 0: BASE and ALIGNED hold the same weights")
     return ExtractReport(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from avops.disk import Checkpoint, Shard, Tensor, encode_header
 from avops.disk.checkpoint import INDEX, SINGLE
 from avops.dtypes import DType
+from avops.errors import OutputError
 from avops.stream.plan import Output
+
+_OTHER_KINDS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".json", ".npz"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,21 @@ class Layout:
     outputs: tuple[Output, ...]
     places: dict[str, Place]
     index: bytes | None
+
+
+def is_directory(out: Path) -> bool:
+    """Whether the output path ``out`` means a directory: any name but ``*.safetensors``.
+
+    Raises OutputError for names of other kinds of file.
+    """
+    if out.suffix == ".safetensors":
+        return False
+    if out.suffix.lower() in _OTHER_KINDS:
+        raise OutputError(
+            f"{out}: a directory would be made of that name, and avops writes no {out.suffix} "
+            "files; name the output *.safetensors, or a directory"
+        )
+    return True
 
 
 def same_layout(base: Checkpoint, name: str | None, dtype: DType | None) -> Layout:

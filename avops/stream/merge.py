@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from avops.disk import (
     Vector,
     check_vector,
     fingerprint,
-    open_checkpoint,
+    open_base,
     open_vector,
     patch_config,
     sidecars,
@@ -25,11 +26,11 @@ from avops.disk import (
 )
 from avops.dtypes import DType
 from avops.recipe import Recipe
-from avops.stream.layout import Layout, Place, index_file, same_layout
+from avops.stream.layout import Layout, Place, index_file, is_directory, same_layout
 from avops.stream.nonfinite import refuse_nonfinite
 from avops.stream.pipeline import Progress, run
 from avops.stream.plan import Plan, Range, Segment, TermRange
-from avops.stream.record import dump, model_card, recipe_record
+from avops.stream.record import dump, leftover_notes, listing, model_card, recipe_record
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def plan_merge(
     """
     options = options or MergeOptions()
     out = out or default_target(recipe.base)
-    base = open_checkpoint(recipe.base)
+    base = open_base(recipe.base)
     vectors = {}
     for term in recipe.active:
         vector = open_vector(term.name, term.source.path, term.source.kind)
@@ -104,17 +105,21 @@ def plan_merge(
             allow_extra=options.allow_extra,
         )
         vectors[term.source.path] = vector
-    directory = out.suffix != ".safetensors"
+    directory = is_directory(out)
     layout = same_layout(base, None if directory else out.name, options.dtype)
     inputs, segments = _segments(recipe, base, vectors, layout)
     record, notes = _record(recipe, base, vectors, options)
-    small = _small_files(base, out, layout, record, options.dtype, directory=directory)
-    if not directory:
+    if directory:
+        small, more = _directory_files(base, layout, record, options.dtype)
+        notes += more
+    else:
+        small = ((f"{out.stem}.{RECIPE_NAME}", dump(record)),)
         notes += _file_notes(base, out)
     plan = Plan(inputs, layout.outputs, segments, small)
     merge_plan = MergePlan(recipe, options, out, directory, plan, record, notes)
-    _staging(merge_plan).check(plan.bytes_written)
-    return merge_plan
+    staging = _staging(merge_plan)
+    staging.check(plan.bytes_written)
+    return dataclasses.replace(merge_plan, notes=notes + leftover_notes(staging))
 
 
 def merge(
@@ -131,9 +136,9 @@ def merge(
             refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "--allow-nonfinite")
         for name, data in plan.plan.small:
             staging.add(name, data)
-        staging.commit(None if plan.directory else plan.target.name)
+        staging.commit()
     seconds = time.perf_counter() - start
-    notes = plan.notes
+    notes = (*plan.notes, *staging.notes)
     if outcome.nonfinite:
         count = sum(outcome.nonfinite.values())
         notes += (f"the result holds {count} values that are NaN or infinite, as allowed",)
@@ -153,7 +158,12 @@ def _staging(plan: MergePlan) -> Staging:
         plan.target,
         directory=plan.directory,
         force=plan.options.force,
-        inputs=(*plan.plan.inputs, *(Path(t.source.path) for t in plan.recipe.terms)),
+        inputs=(
+            *plan.plan.inputs,
+            Path(plan.recipe.base),
+            *(Path(term.source.path) for term in plan.recipe.terms),
+        ),
+        companions=() if plan.directory else (name for name, _ in plan.plan.small),
     )
 
 
@@ -213,24 +223,20 @@ def _record(
     return recipe_record(recipe, prints, tag, kinds), tuple(notes)
 
 
-def _small_files(
-    base: Checkpoint,
-    out: Path,
-    layout: Layout,
-    record: Mapping[str, Any],
-    dtype: DType | None,
-    *,
-    directory: bool,
-) -> tuple[tuple[str, bytes], ...]:
-    if not directory:
-        return ((f"{out.stem}.{RECIPE_NAME}", dump(record)),)
-    files = sidecars(base.directory, known_only=base.is_file)
-    if dtype is not None and "config.json" in files:
+def _directory_files(
+    base: Checkpoint, layout: Layout, record: Mapping[str, Any], dtype: DType | None
+) -> tuple[tuple[tuple[str, bytes], ...], tuple[str, ...]]:
+    """The small files of a directory output, and what to say about those left out."""
+    files, skipped = sidecars(base.directory, known_only=base.is_file)
+    notes = tuple(f"{name} was not copied: {why}" for name, why in skipped.items())
+    if "config.json" not in files:
+        notes += (f"{base.directory} has no config.json: the output has none, either",)
+    elif dtype is not None:
         where = str(base.directory / "config.json")
         files["config.json"] = patch_config(files["config.json"], dtype, where)
     files["README.md"] = model_card(record)
-    files[RECIPE_NAME] = dump(record)
-    return (*files.items(), *index_file(layout))
+    small = (*files.items(), *index_file(layout))
+    return (*small, (RECIPE_NAME, dump(listing(record, layout.outputs, small)))), notes
 
 
 def _file_notes(base: Checkpoint, out: Path) -> tuple[str, ...]:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from avops.disk import RECIPE_NAME, Staging
 from avops.recipe import Recipe, Term
+from avops.stream.plan import Output
 from avops.version import __version__
 
 
 def shown_path(path: str | Path) -> str:
-    """``path`` as it may be published: relative as given, absolute only by its last name."""
+    """``path`` as it may be published: relative as given, otherwise its last name only.
+
+    A snapshot in the hub's cache is shown as its repository: owner/name.
+    """
     path = Path(path)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        return path.resolve().name
+    return path.as_posix()
 
 
 def recipe_record(
@@ -40,6 +50,22 @@ def _term(term: Term, prints: Mapping[str, str], kinds: Mapping[str, str]) -> di
         "kind": kinds.get(path, "dropped, since its λ is 0"),
         "fingerprint": prints.get(path),
     }
+
+
+def listing(
+    record: Mapping[str, Any], outputs: Iterable[Output], small: Iterable[tuple[str, bytes]]
+) -> dict[str, Any]:
+    """``record`` with the names of all files of a directory: what --force may replace."""
+    names = [*(output.name for output in outputs), *(name for name, _ in small), RECIPE_NAME]
+    return {**record, "files": sorted(names)}
+
+
+def leftover_notes(staging: Staging) -> tuple[str, ...]:
+    """What killed runs left beside the output."""
+    return tuple(
+        f"a run that was killed left {path}; remove it when no other run is writing there"
+        for path in staging.leftovers()
+    )
 
 
 def dump(record: Mapping[str, Any]) -> bytes:

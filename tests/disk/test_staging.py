@@ -22,7 +22,7 @@ def publish(target: Path, data: bytes = b"new", **options: object) -> None:
     staging.check(len(data))
     with staging:
         staging.add(target.name, data)
-        staging.commit(target.name)
+        staging.commit()
 
 
 def publish_directory(target: Path, names: dict[str, bytes], **options: object) -> None:
@@ -73,7 +73,7 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="already exists"), staging:
         staging.add("x.bin", b"new")
         target.write_bytes(b"theirs")
-        staging.commit("x.bin")
+        staging.commit()
     assert target.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["x.bin"]
 
