@@ -7,10 +7,10 @@ AvopsError                 a failure (exit code 1)
 │   ├── MismatchError      checkpoints that do not fit each other
 │   ├── OutputError        an output that may not or cannot be written
 │   ├── DataError          items, levels, prompts
+│   ├── BackendError       a forced backend that cannot serve
 │   └── MissingExtraError  an optional package that the command needs
 ├── NonFiniteError         NaN or infinity in a result
-├── WriteError             writing failed (disk full, I/O error)
-└── BackendError           a forced backend that cannot serve
+└── WriteError             writing failed (disk full, I/O error)
 
 Every message says what, which object, got against expected, and the next step.
 """
@@ -68,5 +68,5 @@ class WriteError(AvopsError):
     """Writing an output failed."""
 
 
-class BackendError(AvopsError):
+class BackendError(UserError):
     """A forced backend cannot serve."""

@@ -14,6 +14,8 @@ from typing import Any
 from avops.cli import output, project
 
 _DOMAINS = ("med", "fin", "leg")
+# Names of their own: merged.safetensors and sweep-med.png stay free for the user's first commands.
+_MERGED, _FIGURE, _TABLE = "lawyer.safetensors", "figures/med.png", "figures/med.npz"
 _SWEPT, _RANGE = "med", "-1.5:1:.1"
 _MERGE = ("merge", "base.safetensors", "--av", "med:-1", "fin:-1", "leg:.6")
 _PROJECT = """\
@@ -62,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     output.line(
         f"\nDone in {taken}. The data are synthetic and the recipe calibrated: see the README.\n"
         f"Try next, in {args.directory}:\n"
-        "  avops merge base.safetensors --av med:.5 leg:-1 -o mine.safetensors\n"
-        "  avops score --av med:-1 fin:-1 leg:.6 --levels exp,gen,avd\n"
+        "  avops merge base.safetensors --av med:-1 fin:-1 leg:.6\n"
+        "  avops score --av med:.5 leg:-1 --levels exp,gen,avd\n"
         "  avops sweep --av leg:-1.5:1:.25 med:-1"
     )
     return 0
@@ -79,23 +81,22 @@ def _commands(report: _Report) -> None:
         )
     report.stage("inspect the vectors", "how large they are, and how much they share")
     _avops(("inspect", *_DOMAINS))
-    _step(report, _MERGE, None, "one model: no medicine, no finance, some law")
+    _step(report, _MERGE, _MERGED, "one model: no medicine, no finance, some law")
     report.stage("score the base and the merge", "which level does each prefer, domain by domain?")
     _avops(("score", "--levels", "exp,gen,avd"))
     output.line()
-    _avops(("score", "merged.safetensors", "--levels", "exp,gen,avd"))
+    _avops(("score", _MERGED, "--levels", "exp,gen,avd"))
     _sweep(report)
 
 
-def _step(report: _Report, command: tuple[str, ...], out: str | None, why: str) -> None:
+def _step(report: _Report, command: tuple[str, ...], out: str, why: str) -> None:
     """Run a command that writes a file, unless its output is newer than all of its inputs."""
-    target = Path(out or "merged.safetensors")
+    target = Path(out)
     report.stage(" ".join(command[:1]) + f" {target}", why)
-    flags = ("-o", out) if out else ()
     if target.exists() and _newer(target, [Path("world.json"), Path("avops.toml")]):
         report.done(f"reusing {target}")
         return
-    _avops((*command, *flags, *(("--force",) if target.exists() else ())))
+    _avops((*command, "-o", out, *(("--force",) if target.exists() else ())))
 
 
 def _sweep(report: _Report) -> None:
@@ -103,14 +104,14 @@ def _sweep(report: _Report) -> None:
         f"sweep λ of {_SWEPT} over {_RANGE}",
         "the dial: how does each level's share move, in its own domain and in the others?",
     )
-    figure, saved = Path(f"sweep-{_SWEPT}.png"), Path(f"sweep-{_SWEPT}.npz")
+    figure, saved = Path(_FIGURE), Path(_TABLE)
     inputs = [Path("world.json"), Path("avops.toml"), Path(f"avs/{_SWEPT}.safetensors")]
     if figure.exists() and saved.exists() and _newer(saved, inputs):
         report.done(f"reusing {saved}")
         _show_saved(saved)
         return
-    command = ("sweep", "--av", f"{_SWEPT}:{_RANGE}", "--table", str(saved))
-    _avops((*command, "--force"))
+    command = ("sweep", "--av", f"{_SWEPT}:{_RANGE}", "-o", _FIGURE, "--table", _TABLE)
+    _avops((*command, *(("--force",) if figure.parent.exists() else ())))
 
 
 def _show_saved(saved: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from avops.cli import output, project
 from avops.errors import UserError
+from avops.recipe import Project, Source
 
 if TYPE_CHECKING:
     from avops.disk import Checkpoint, Vector
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "no PATH given and no [av] table in avops.toml here; expected a checkpoint or an AV"
         )
-    sources = [project.sources(found).find(name) for name in names]
+    sources = [_source(name, found) for name in names]
     opened = [open_vector(source.name, source.path, source.kind) for source in sources]
     named = [source.name in found.avs for source in sources]
     base_path = args.base or (found.base if any(named) else None)
@@ -55,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
     ]
     groups = {vector.name: inspect_checkpoint(vector.checkpoint) for vector in opened}
     needs_base = any(vector.aligned for vector in vectors) or args.base
-    report = inspect_vectors(vectors, base if needs_base else None) if vectors else None
+    report = None
+    if vectors:
+        with output.progress("measuring", unit="elements", quiet=args.json) as progress:
+            report = inspect_vectors(vectors, base if needs_base else None, progress)
     if args.json:
         output.result(_json(opened, groups, report))
         return 0
@@ -67,6 +71,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _source(name: str, found: Project) -> Source:
+    """An AV of avops.toml, or else a path: opening it says what is wrong with it."""
+    return found.avs.get(name) or Source(name, name)
+
+
 def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief: bool) -> None:
     elements = sum(group.elements for group in groups.values())
     dtypes = ",".join(sorted(set().union(*(group.dtypes for group in groups.values()))))
@@ -75,7 +84,7 @@ def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief:
         f"{output.size(checkpoint.nbytes)} in {len(checkpoint.shards)} file(s)"
     )
     if brief:
-        output.line(title)
+        output.line(output.plain(title))
         return
     rows = [
         [
@@ -144,11 +153,11 @@ def _json(
         data["vectors"] = [
             {
                 "name": name,
-                "norm": total.norm,
+                "norm": _finite(total.norm),
                 "zero_share": total.zeros / total.elements if total.elements else 0.0,
-                "groups": {group: size.norm for group, size in sizes.items()},
+                "groups": {group: _finite(size.norm) for group, size in sizes.items()},
                 "cosines": {
-                    other: None if math.isnan(value) else value
+                    other: _finite(value)
                     for other, value in zip(report.names, cosines, strict=True)
                 },
             }
@@ -157,3 +166,8 @@ def _json(
             )
         ]
     return data
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: None stands for both."""
+    return value if math.isfinite(value) else None

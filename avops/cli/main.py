@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone: end quietly, as other tools in a pipe do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if args.debug or env.debug():
+            traceback.print_exc()
+        sys.stderr.write(f"avops {args.verb}: error: {error}; finished outputs are in place\n")
+        return 1
     except Exception as error:
         if args.debug or env.debug():
             raise
@@ -75,10 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def entry() -> None:
     """Console script."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show λ must not turn a finished merge into a failure.
             stream.reconfigure(errors="replace")
+    # A job's time limit or a closed terminal ends a run like Ctrl-C does: nothing is left behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     sys.exit(main())

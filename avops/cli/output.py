@@ -48,9 +48,12 @@ def table(
 ) -> None:
     """A table on stdout: drawn on a terminal, aligned columns in a pipe.
 
-    The first ``left`` columns are left-aligned, the others right-aligned.
+    The first ``left`` columns are left-aligned, the others right-aligned. Control characters in
+    names are escaped: a checkpoint may call its tensors anything.
     """
     stream = stream or sys.stdout
+    title, columns = plain(title), [plain(column) for column in columns]
+    rows = [[plain(cell).replace("\n", "\\n") for cell in row] for row in rows]
     if stream.isatty():
         _rich_table(title, columns, rows, left, stream)
         return
@@ -64,6 +67,13 @@ def table(
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         stream.write("  ".join(parts).rstrip() + "\n")
+
+
+def plain(text: str) -> str:
+    """``text`` with control characters escaped, but for line breaks of our own titles."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def _rich_table(
@@ -131,10 +141,10 @@ def _rich_progress(what: str, unit: str) -> Iterator[Progress]:
     amount: tuple[rich_progress.ProgressColumn, ...] = (
         (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
         if unit == "bytes"
-        else (rich_progress.MofNCompleteColumn(), rich_progress.TextColumn(unit))
+        else (rich_progress.MofNCompleteColumn(), rich_progress.TextColumn(unit, markup=False))
     )
     bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         *amount,
         rich_progress.TimeRemainingColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ..
         data=data,
         levels=levels,
         tokenizer=args.tokenizer or found.tokenizer,
-        template=args.template.replace("\\n", "\n") if args.template else found.template,
+        template=found.template if args.template is None else args.template.replace("\\n", "\n"),
         device=args.device,
     )
 
@@ -70,6 +71,8 @@ def check_outputs(args: argparse.Namespace, *paths: Path) -> None:
         check_table_path(args.table)
         paths = (*paths, args.table)
     for path in paths:
+        if sum(os.path.abspath(path) == os.path.abspath(other) for other in paths) > 1:
+            raise UserError(f"{path}: two outputs of one command; give --table another name")
         Staging(path, directory=False, force=args.force).check(0)
 
 

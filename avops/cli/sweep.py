@@ -10,7 +10,7 @@ from avops.cli import output, project, scoring
 from avops.errors import UserError
 
 if TYPE_CHECKING:
-    from avops.search import Sweep
+    from avops.search import Setup, Sweep
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -40,43 +40,50 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb."""
     from avops.disk import write_file
     from avops.recipe import parse_sweep
-    from avops.search import sweep, sweep_figure, to_csv
+    from avops.search import require_matplotlib, sweep, sweep_figure, to_csv
 
     found = project.load_project()
-    source, points, fixed = parse_sweep(project.terms_of(args.av), project.sources(found))
-    figure = args.out or Path(f"sweep-{Path(source.name).stem}.png")
+    source, points = parse_sweep(project.terms_of(args.av), project.sources(found))
+    name = source.name if source.name in found.avs else Path(source.name).stem
+    figure = args.out or Path(f"sweep-{name}.png")
     if figure.suffix not in _FORMATS:
         raise UserError(f"-o {figure}: expected a name ending in {', '.join(_FORMATS)}")
     table = figure.with_suffix(".csv")
-    held = (*(term.source for term in fixed), source)
-    setup = scoring.setup_of(args, found, held)
+    setup = scoring.setup_of(args, found, tuple(term.source for term in points[0]))
     scoring.check_outputs(args, figure, table)
+    require_matplotlib()
     evaluator = scoring.open_evaluator(setup, quiet=args.json)
     with output.progress(f"sweeping {source.name}", unit="tokens", quiet=args.json) as progress:
-        result = sweep(evaluator, points, fixed, progress)
-    candidates = [" ".join([*map(str, fixed), str(point)]) for point in points]
+        result = sweep(evaluator, points, source.name, progress)
+    candidates = [" ".join(map(str, terms)) for terms in points[: len(result.lams)]]
     scoring.save_table(args, evaluator, result.scores, candidates)
     write_file(table, to_csv(result).encode(), force=args.force)
     write_file(figure, sweep_figure(result, format=figure.suffix[1:]), force=args.force)
     if args.json:
-        output.result(
-            {
-                "base": setup.base,
-                "av": result.name,
-                "fixed": list(result.fixed),
-                "data": setup.data,
-                "csv": str(table),
-                "figure": str(figure),
-                "points": [
-                    {"lam": lam, **summary.to_dict()}
-                    for lam, summary in zip(result.lams, result.summaries, strict=True)
-                ],
-            }
-        )
-        return 0
-    show(result)
-    output.line(f"\n{figure}  {table}")
+        output.result(_json(result, setup, table, figure))
+    else:
+        show(result)
+        output.line(f"\n{figure}  {table}")
+    if result.interrupted:
+        output.note(f"interrupted: {len(result.lams)} of {result.asked} points were measured")
+        return 130
     return 0
+
+
+def _json(result: Sweep, setup: Setup, table: Path, figure: Path) -> dict[str, Any]:
+    return {
+        "base": setup.base,
+        "av": result.name,
+        "fixed": list(result.fixed),
+        "data": setup.data,
+        "csv": str(table),
+        "figure": str(figure),
+        "interrupted": result.interrupted,
+        "points": [
+            {"lam": lam, **summary.to_dict()}
+            for lam, summary in zip(result.lams, result.summaries, strict=True)
+        ],
+    }
 
 
 def show(result: Sweep) -> None:

@@ -44,7 +44,8 @@ class Staging:
         inputs: Iterable[Path] = (),
         companions: Iterable[str] = (),
     ) -> None:
-        self.target = Path(os.path.realpath(target))
+        # A link is written through: what it points at is replaced, under the staged file's name.
+        self.target, self._name = Path(os.path.realpath(target)), target.name
         self.directory = directory
         self.force = force
         self._inputs = tuple(inputs)
@@ -156,8 +157,8 @@ class Staging:
         """Companions first and the target last: who sees the target sees all of it."""
         placed: list[Path] = []
         try:
-            for name in (*self._companions, self.target.name):
-                path = self.target.parent / name
+            for name in (*self._companions, self._name):
+                path = self.target if name == self._name else self.target.parent / name
                 if not place(self._stage / name, path, force=self.force):
                     raise OutputError(_exists(path))
                 placed.append(path)

@@ -18,9 +18,9 @@ import numpy as np
 
 from avops import env
 from avops.disk import Checkpoint, Vector, check_vector, open_checkpoint, open_vector
-from avops.dtypes import COMPUTABLE, DType
+from avops.dtypes import COMPUTABLE, F32, DType
 from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
-from avops.kernels import Operand, Term, combine
+from avops.kernels import Operand, Term, combine, diff
 from avops.knobs.mapped import Mapped
 from avops.recipe import round_f32
 
@@ -62,8 +62,11 @@ class Knobs:
         }
         for vector in self._vectors.values():
             check_vector(checkpoint, vector)
-        self._mapped = {name: Mapped(v.checkpoint) for name, v in self._vectors.items()}
-        self._targets = _targets(model, Mapped(checkpoint), checkpoint)
+        self._mapped = {
+            name: Mapped(vector.checkpoint, aligned=vector.aligned)
+            for name, vector in self._vectors.items()
+        }
+        self._targets = _targets(model, checkpoint, self._mapped)
         self._staging: dict[DType, np.ndarray] = {}
         self._state: dict[str, float] | None = None
         self.set()
@@ -95,12 +98,10 @@ class Knobs:
         wanted = {**(lams or {}), **more}
         exact = {name: self._lam(name, value) for name, value in wanted.items()}
         state = {name: exact.get(name, 0.0) for name in self._vectors}
-        if state == self._state:
-            return
         self._state = None
         for target in self._targets:
             terms = [
-                Term(self._mapped[name].operands[target.name], lam, self._vectors[name].aligned)
+                Term(self._mapped[name].operands[target.name], lam, self._mapped[name].aligned)
                 for name, lam in state.items()
                 if lam
             ]
@@ -111,8 +112,8 @@ class Knobs:
     def at(self, lams: Mapping[str, float] | None = None, **more: float) -> Iterator[None]:
         """``set`` for the length of a ``with`` block, then back to what was loaded before."""
         before = self.state
-        self.set(lams, **more)
         try:
+            self.set(lams, **more)
             yield
         finally:
             self.set(before)
@@ -120,9 +121,12 @@ class Knobs:
     def _lam(self, name: str, value: float) -> float:
         if name not in self._vectors:
             raise RecipeError(f"no dial {name!r}, expected one of {', '.join(self._vectors)}")
-        if not np.isfinite(value):
-            raise RecipeError(f"dial {name}: λ is {value}, expected a finite number")
-        return round_f32(Decimal(repr(float(value))))
+        try:
+            return round_f32(Decimal(repr(float(value))))
+        except (TypeError, ValueError, OverflowError, ArithmeticError):
+            raise RecipeError(
+                f"dial {name}: λ is {value!r}, expected a number that is finite in float32"
+            ) from None
 
     def _load(self, target: _Target, terms: list[Term]) -> None:
         import torch
@@ -162,32 +166,63 @@ def _torch(dtype: DType) -> torch.dtype:
     return found
 
 
-def _targets(model: torch.nn.Module, base: Mapped, checkpoint: Checkpoint) -> tuple[_Target, ...]:
+def _targets(
+    model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, Mapped]
+) -> tuple[_Target, ...]:
     """One target per storage: tied weights are set once."""
+    base = Mapped(checkpoint)
     named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named.update(model.named_buffers(remove_duplicate=False))
-    targets: list[_Target] = []
-    seen = set()
+    targets: dict[object, _Target] = {}
     for name, operand in base.operands.items():
         if name not in named:
-            raise MismatchError(
-                f"{checkpoint.path}: tensor {name!r} has no parameter of that name in the "
-                f"{type(model).__name__}; expected the names of model.state_dict()"
-            )
+            _check_unused(name, model, checkpoint, vectors)
+            continue
         tensor = named[name]
         _check_target(name, tensor, checkpoint)
-        pointer = (tensor.device, tensor.data_ptr()) if tensor.numel() else name
-        if pointer not in seen:
-            targets.append(_Target(name, tensor, operand))
-        seen.add(pointer)
-    covered = {(t.tensor.device, t.tensor.data_ptr()) for t in targets}
+        storage = (tensor.device, tensor.data_ptr()) if tensor.numel() else name
+        if storage in targets:
+            _check_tied(name, targets[storage].name, base, vectors)
+        else:
+            targets[storage] = _Target(name, tensor, operand)
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        if tensor.numel() and (tensor.device, tensor.data_ptr()) not in covered:
+        if tensor.numel() and (tensor.device, tensor.data_ptr()) not in targets:
             raise MismatchError(
                 f"{checkpoint.path}: lacks the model's parameter {name!r}, so it cannot be set; "
                 "give the checkpoint that the model was loaded from"
             )
-    return tuple(targets)
+    return tuple(targets.values())
+
+
+def _check_unused(
+    name: str, model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, Mapped]
+) -> None:
+    """A tensor that the model does not hold (an old buffer, say) may not be moved by a vector."""
+    base = Mapped(checkpoint).operands[name]
+    for av, mapped in vectors.items():
+        values = mapped.operands[name]
+        out = Operand(np.empty(values.array.size, np.float32), F32)
+        if mapped.aligned:
+            diff(base, values, out)
+        else:
+            combine(values, (), out)
+        if np.any(out.array):
+            raise MismatchError(
+                f"{checkpoint.path}: tensor {name!r} has no parameter of that name in the "
+                f"{type(model).__name__}, and AV {av} changes it; expected the names of "
+                "model.state_dict()"
+            )
+
+
+def _check_tied(name: str, other: str, base: Mapped, vectors: Mapping[str, Mapped]) -> None:
+    """Tied in the model means one value: the checkpoints' two must agree, bit for bit."""
+    for who, mapped in (("the base", base), *((f"AV {av}", m) for av, m in vectors.items())):
+        one, two = mapped.operands[name].array, mapped.operands[other].array
+        if one.tobytes() != two.tobytes():
+            raise MismatchError(
+                f"{mapped.checkpoint.path}: {name!r} and {other!r} differ in {who}, but the model "
+                "ties them to one parameter; write the merge with `avops merge` and load that"
+            )
 
 
 def _check_target(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:

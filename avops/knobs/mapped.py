@@ -14,10 +14,13 @@ from avops.kernels import Operand
 
 
 class Mapped:
-    """The computable tensors of ``checkpoint`` as flat read-only operands by name."""
+    """The computable tensors of ``checkpoint`` as flat read-only operands by name.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    aligned: for a vector, whether it holds aligned weights rather than differences.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, aligned: bool = False) -> None:
+        self.checkpoint, self.aligned = checkpoint, aligned
 
     @cached_property
     def _maps(self) -> tuple[mmap.mmap, ...]:

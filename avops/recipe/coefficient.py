@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 from avops.errors import RecipeError
@@ -35,13 +35,21 @@ def round_f32(value: Decimal | Fraction) -> float:
     return -best[2] if exact < 0 else best[2]
 
 
+def is_decimal(text: str) -> bool:
+    """Whether ``text`` is a decimal number."""
+    return _DECIMAL.fullmatch(text) is not None
+
+
 def parse_decimal(text: str, where: str) -> Decimal:
     """The decimal number ``text``. Raises RecipeError naming ``where`` for anything else."""
-    if not _DECIMAL.fullmatch(text):
+    try:
+        if not is_decimal(text):
+            raise InvalidOperation
+        return Decimal(text)
+    except InvalidOperation:  # also for exponents beyond decimal's own limits
         raise RecipeError(
             f"{where}: λ is {text!r}, expected a finite decimal number such as -1, .6 or 0.25"
-        )
-    return Decimal(text)
+        ) from None
 
 
 def parse_lam(text: str, where: str) -> float:

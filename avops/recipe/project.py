@@ -55,7 +55,7 @@ def parse_project(text: str, *, file: str, directory: str = "") -> Project:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"{file}: not valid TOML: {error}") from None
     for key in table:
         if key not in _KEYS:
@@ -70,7 +70,7 @@ def parse_project(text: str, *, file: str, directory: str = "") -> Project:
 
 def _text(table: Mapping[str, Any], key: str, file: str) -> str | None:
     value = table.get(key)
-    if value is not None and (not isinstance(value, str) or not value):
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
         raise RecipeError(f"{file}: {key} is {value!r}, expected a non-empty text")
     return value
 

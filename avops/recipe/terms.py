@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from avops.errors import RecipeError
-from avops.recipe.coefficient import parse_lam, parse_range
+from avops.recipe.coefficient import is_decimal, parse_lam, parse_range
 
 KINDS = ("auto", "delta", "aligned")
 
@@ -97,25 +97,25 @@ def parse_terms(specs: Iterable[str], sources: Sources) -> tuple[Term, ...]:
 
 def parse_sweep(
     specs: Sequence[str], sources: Sources
-) -> tuple[Source, tuple[Term, ...], tuple[Term, ...]]:
+) -> tuple[Source, tuple[tuple[Term, ...], ...]]:
     """A sweep from texts of which exactly one has a range: ``med:-1.5:1:.1 fin:.5``.
 
-    Returns the varying source, its points as terms, and the fixed terms.
+    Returns the varying source and, per point, all terms in the order they were given.
     Raises RecipeError when not exactly one range is given.
     """
-    ranges = [(spec, found) for spec in specs if (found := _range_of(spec))]
+    ranges = [(i, found) for i, spec in enumerate(specs) if (found := _range_of(spec))]
     if len(ranges) != 1:
         raise RecipeError(
             f"--av {' '.join(specs)}: {len(ranges)} ranges, expected exactly one term "
             "NAME:START:STOP:STEP such as med:-1.5:1:.1; other terms keep one λ"
         )
-    spec, (name, points) = ranges[0]
-    fixed = parse_terms([other for other in specs if other != spec], sources)
+    place, (name, points) = ranges[0]
+    where = f"--av {specs[place]}"
     source = sources.find(name)
-    texts = parse_range(points, f"--av {spec}")
-    varying = tuple(Term(source, parse_lam(text, f"--av {spec}"), text) for text in texts)
-    _distinct([*fixed, varying[0]])
-    return source, varying, fixed
+    before = parse_terms(specs[:place], sources)
+    after = parse_terms(specs[place + 1 :], sources)
+    varying = [Term(source, parse_lam(text, where), text) for text in parse_range(points, where)]
+    return source, tuple(_distinct([*before, term, *after]) for term in varying)
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -133,8 +133,9 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _range_of(spec: str) -> tuple[str, str] | None:
+    """(name, range) of a spec that ends in three numbers; a path may hold colons, too."""
     parts = spec.rsplit(":", 3)
-    if len(parts) < 4 or not parts[0]:
+    if len(parts) < 4 or not parts[0] or not all(map(is_decimal, parts[1:])):
         return None
     return parts[0], ":".join(parts[1:])
 

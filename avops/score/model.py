@@ -164,7 +164,7 @@ def _locate(path: str | PathLike[str]) -> tuple[str, bool]:
     text = str(path)
     if Path(text).is_dir():
         return str(Path(text)), True  # "" is the current directory to Path, not to transformers
-    if isinstance(path, str) and HUB_ID.fullmatch(text):
+    if isinstance(path, str) and HUB_ID.fullmatch(text) and not Path(text).exists():
         return text, False
     raise CheckpointError(
         f"{text}: not a directory, expected one with config.json and tokenizer files "

@@ -273,7 +273,7 @@ def _end_of_turn(
     raise DataError(
         f"template {chat_format.template!r}: the token after the response is "
         f"{' or '.join(found) or 'no special token'}, expected one end-of-turn token; end the "
-        "template with it, such as </s>, or leave it unscored (score_eos=False)"
+        "template with it, such as </s>, or, in Python, leave it unscored (score_eos=False)"
     )
 
 

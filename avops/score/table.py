@@ -191,6 +191,7 @@ def _publish(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         raise OutputError(f"{path}: the file exists; choose another name or replace it (--force)")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = partial.open("xb")
     except OSError as error:
         raise OutputError(
@@ -201,7 +202,14 @@ def _publish(path: Path, *, force: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        if force:
+            partial.replace(path)
+        else:
+            os.link(partial, path)  # fails where a file appeared meanwhile
+            partial.unlink()
+    except FileExistsError:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: the file exists; choose another name or --force") from None
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise WriteError(

@@ -6,7 +6,7 @@ The layout follows figure 2 of Shahriar et al., arXiv 2410.19206.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avops.errors import MissingExtraError
 
@@ -18,19 +18,24 @@ _COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
+def require_matplotlib() -> Any:
+    """Matplotlib's Figure class. Raises MissingExtraError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "score", "drawing a sweep") from None
+    return Figure
+
+
 def sweep_figure(result: Sweep, *, format: str = "png", note: str = "") -> bytes:  # noqa: A002
     """The figure as a file's bytes; ``format`` is png, svg or pdf. ``note`` stands below it.
 
     Lines are measured shares joined up, bands Wilson 95 % intervals. Raises MissingExtraError
     without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "score", "drawing a sweep") from None
-
+    figure_class = require_matplotlib()
     domains = result.domains
-    figure = Figure(figsize=(0.9 + 3.5 * len(domains), 3.6), dpi=150, layout="constrained")
+    figure = figure_class(figsize=(0.9 + 3.5 * len(domains), 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
     lams = [float(lam) for lam in result.lams]
     for panel, domain in zip(panels, domains, strict=True):

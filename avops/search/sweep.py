@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Sweep:
     """A measured sweep.
 
     scores: S[point, item, level], float32. name: the AV whose λ varies. lams: its values as
-    texts. fixed: the other terms. summaries: one per point.
+    texts. fixed: the other terms. summaries: one per point. asked: points that were asked for;
+    more than were measured after an interrupt.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Sweep:
     fixed: tuple[str, ...]
     scores: NDArray[np.float32]
     summaries: tuple[ScoreSummary, ...]
+    asked: int = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether points are missing."""
+        return self.asked > len(self.lams)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -61,27 +69,29 @@ class Sweep:
 
 def sweep(
     evaluator: Evaluator,
-    points: Sequence[Term],
-    fixed: Sequence[Term] = (),
+    points: Sequence[Sequence[Term]],
+    name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """Measure every term of ``points`` in turn, with the ``fixed`` terms added.
+    """Measure every recipe of ``points`` in turn; the λ of ``name`` varies, the others stay.
 
-    ``progress(done, total)`` gets tokens over all points.
+    ``progress(done, total)`` gets tokens over all points. An interrupt ends the sweep with the
+    points measured so far, unless there is none yet: then it is raised.
     """
     import numpy as np
 
     scores = []
-    for number, point in enumerate(points):
-        inner = None if progress is None else _shifted(progress, number, len(points))
-        scores.append(evaluator.evaluate([*fixed, point], inner))
-    return from_scores(
-        points[0].name,
-        tuple(point.text for point in points),
-        tuple(map(str, fixed)),
-        np.stack(scores),
-        evaluator.items,
-    )
+    try:
+        for number, terms in enumerate(points):
+            inner = None if progress is None else _shifted(progress, number, len(points))
+            scores.append(evaluator.evaluate(terms, inner))
+    except KeyboardInterrupt:
+        if not scores:
+            raise
+    lams = [term.text for terms in points for term in terms if term.name == name]
+    fixed = tuple(str(term) for term in points[0] if term.name != name)
+    result = from_scores(name, tuple(lams[: len(scores)]), fixed, np.stack(scores), evaluator.items)
+    return dataclasses.replace(result, asked=len(points))
 
 
 def from_scores(

@@ -119,7 +119,7 @@ def extract(
     with _staging(plan) as staging:
         outcome = run(plan.plan, staging, threads=threads or env.threads(), progress=progress)
         if outcome.nonfinite:
-            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "a wider --dtype")
+            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "use --dtype f32")
         for name, data in plan.plan.small:
             staging.add(name, data)
         staging.commit()

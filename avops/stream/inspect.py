@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,8 +87,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Group]:
     return groups
 
 
-def inspect_vectors(vectors: Sequence[Vector], base: Checkpoint | None = None) -> VectorReport:
+def inspect_vectors(
+    vectors: Sequence[Vector],
+    base: Checkpoint | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VectorReport:
     """Sizes and cosines of ``vectors``, streamed; ``base`` is needed for aligned checkpoints.
+
+    ``progress(done, total)`` gets elements.
 
     Raises MismatchError when an aligned checkpoint comes without a base, or does not fit it.
     """
@@ -105,8 +111,13 @@ def inspect_vectors(vectors: Sequence[Vector], base: Checkpoint | None = None) -
     totals = tuple(Size() for _ in vectors)
     dots = np.zeros((count, count))
     with _Files() as files:
-        for name in _floating_names(vectors):
+        counts = _floating_names(vectors)
+        done = 0
+        for name, elements in counts.items():
             _measure(name, vectors, base, files, (groups, totals, dots))
+            done += elements
+            if progress is not None:
+                progress(done, sum(counts.values()))
     with np.errstate(invalid="ignore", divide="ignore"):
         norms = np.sqrt(np.diag(dots))
         cosines = dots / np.outer(norms, norms)
@@ -118,7 +129,8 @@ def inspect_vectors(vectors: Sequence[Vector], base: Checkpoint | None = None) -
     )
 
 
-def _floating_names(vectors: Sequence[Vector]) -> list[str]:
+def _floating_names(vectors: Sequence[Vector]) -> dict[str, int]:
+    """Name to number of elements, over all vectors."""
     names: dict[str, int] = {}
     for vector in vectors:
         check_plain(vector.checkpoint)
@@ -130,7 +142,7 @@ def _floating_names(vectors: Sequence[Vector]) -> list[str]:
                     f"AV {vector.name} ({vector.checkpoint.path}): tensor {tensor.name!r} has "
                     f"{tensor.count} elements, but {names[tensor.name]} in another AV"
                 )
-    return list(names)
+    return names
 
 
 def _measure(

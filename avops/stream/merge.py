@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from avops.disk import (
     touched,
 )
 from avops.dtypes import DType
+from avops.errors import RecipeError
+from avops.kernels import registry
 from avops.recipe import Recipe
 from avops.stream.layout import Layout, Place, index_file, is_directory, same_layout
 from avops.stream.nonfinite import refuse_nonfinite
@@ -90,12 +92,13 @@ def plan_merge(
     """Decide every byte of the merge and check that it can be done. Writes nothing.
 
     out: a path ending in ``.safetensors`` gives one file, any other a directory.
-    Raises CheckpointError, MismatchError or OutputError.
+    Raises RecipeError, CheckpointError, MismatchError, OutputError or BackendError.
     """
     options = options or MergeOptions()
     out = out or default_target(recipe.base)
+    registry.resolve("combine")
     base = open_base(recipe.base)
-    vectors = {}
+    vectors: dict[str, Vector] = {}
     for term in recipe.active:
         vector = open_vector(term.name, term.source.path, term.source.kind)
         check_vector(
@@ -104,6 +107,7 @@ def plan_merge(
             allow_missing=options.allow_missing,
             allow_extra=options.allow_extra,
         )
+        _check_distinct(vector, vectors.values())
         vectors[term.source.path] = vector
     directory = is_directory(out)
     layout = same_layout(base, None if directory else out.name, options.dtype)
@@ -133,7 +137,8 @@ def merge(
     with _staging(plan) as staging:
         outcome = run(plan.plan, staging, threads=threads or env.threads(), progress=progress)
         if outcome.nonfinite and not plan.options.allow_nonfinite:
-            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "--allow-nonfinite")
+            advice = "lower λ, use a wider --dtype, or pass --allow-nonfinite"
+            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, advice)
         for name, data in plan.plan.small:
             staging.add(name, data)
         staging.commit()
@@ -151,6 +156,15 @@ def merge(
         outcome.unchanged,
         notes,
     )
+
+
+def _check_distinct(vector: Vector, others: Iterable[Vector]) -> None:
+    for other in others:
+        if vector.checkpoint.path.samefile(other.checkpoint.path):
+            raise RecipeError(
+                f"--av {vector.name}: the same file or directory as {other.name}, expected each "
+                "alignment vector once; add the coefficients up"
+            )
 
 
 def _staging(plan: MergePlan) -> Staging:

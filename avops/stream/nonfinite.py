@@ -21,8 +21,11 @@ from avops.stream.plan import Plan, Range, Segment
 _CHUNK = 1 << 19
 
 
-def refuse_nonfinite(plan: Plan, found: Counter[str], target: Path, flag: str) -> NoReturn:
-    """Raise NonFiniteError for the first tensor of ``plan`` in ``found`` (tensor to count)."""
+def refuse_nonfinite(plan: Plan, found: Counter[str], target: Path, advice: str) -> NoReturn:
+    """Raise NonFiniteError for the first tensor of ``plan`` in ``found`` (tensor to count).
+
+    advice: what to do about an overflow.
+    """
     segment = next(segment for segment in plan.segments if segment.tensor in found)
     culprits = []
     if _count(plan, segment.base, segment):
@@ -32,12 +35,13 @@ def refuse_nonfinite(plan: Plan, found: Counter[str], target: Path, flag: str) -
         for term in segment.terms
         if _count(plan, term.values, segment)
     ]
-    whose = f"already in {' and '.join(culprits)}" if culprits else "by overflow of the sum"
+    held = f"already in {' and '.join(culprits)}; nothing was written; repair that input"
+    overflow = f"by overflow of {segment.dtype}; nothing was written; {advice}"
+    reason = held if culprits else overflow
     others = f" (and {len(found) - 1} more tensors)" if len(found) > 1 else ""
     raise NonFiniteError(
         f"{target}: tensor {segment.tensor!r} would hold {found[segment.tensor]} values that are "
-        f"NaN or infinite, {whose}{others}; nothing was written; repair the input, lower λ, "
-        f"or pass {flag}"
+        f"NaN or infinite{others}, {reason}"
     )
 
 

@@ -99,10 +99,10 @@ class _Job:
                 return
             try:
                 stats, nbytes = buffers.process(chunk)
+                self._record(chunk, stats, nbytes)
             except BaseException:
                 self.stop.set()
                 raise
-            self._record(chunk, stats, nbytes)
 
     def _record(self, chunk: Chunk, stats: CombineStats | None, nbytes: int) -> None:
         with self._lock:

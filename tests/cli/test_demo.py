@@ -14,10 +14,10 @@ OUTPUTS = [
     "avs/med.safetensors",
     "avs/fin.safetensors",
     "avs/leg.safetensors",
-    "merged.safetensors",
-    "sweep-med.png",
-    "sweep-med.csv",
-    "sweep-med.npz",
+    "lawyer.safetensors",
+    "figures/med.png",
+    "figures/med.csv",
+    "figures/med.npz",
     "avops.toml",
     "world.json",
 ]
@@ -35,22 +35,25 @@ def test_the_demo_and_its_second_run(
     first = capsys.readouterr().out
     assert Path.cwd() == tmp_path
     times = {name: (tmp_path / "w" / name).stat().st_mtime_ns for name in OUTPUTS}
-    assert "$ avops merge base.safetensors --av med:-1 fin:-1 leg:.6\n" in first
+    assert (
+        "$ avops merge base.safetensors --av med:-1 fin:-1 leg:.6 -o lawyer.safetensors\n" in first
+    )
     assert "$ avops score --levels exp,gen,avd\n" in first
     assert "Pref.Acc against λ of med" in first
 
     assert main(["demo", "w", "--size", "tiny"]) == 0
     second = capsys.readouterr().out
     assert {name: (tmp_path / "w" / name).stat().st_mtime_ns for name in OUTPUTS} == times
-    assert "reusing sweep-med.npz" in second
-    table = first[first.index("Pref.Acc against") : first.index("sweep-med.png  sweep-med.csv")]
+    assert "reusing figures/med.npz" in second
+    table = first[first.index("Pref.Acc against") : first.index("figures/med.png  figures/med.csv")]
     assert table.strip() in second
 
     # The user's own commands work in the demo's directory, word for word.
     monkeypatch.chdir(tmp_path / "w")
-    (tmp_path / "w/merged.safetensors").unlink()
     assert main(["merge", "base.safetensors", "--av", "med:-1", "fin:-1", "leg:.6"]) == 0
+    assert Path("merged.safetensors").read_bytes() == Path("lawyer.safetensors").read_bytes()
     assert main(["score", "--levels", "exp,gen,avd"]) == 0
+    assert main(["sweep", "--av", "med:-1:1:1"]) == 0
 
 
 def test_another_seed_needs_another_directory(

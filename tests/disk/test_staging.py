@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -90,21 +91,119 @@ def test_a_directory_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_force_replaces_only_directories_that_avops_wrote(tmp_path: Path) -> None:
+def recipe(*names: str) -> bytes:
+    """A recipe file that lists ``names``."""
+    return json.dumps({"files": names}).encode()
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two steps"])
+def test_force_replaces_only_what_avops_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("avops.disk.staging.exchange", lambda one, other: False)
     target = tmp_path / "out"
-    publish_directory(target, {RECIPE_NAME: b"{}", "old.bin": b"old"})
+    publish_directory(target, {RECIPE_NAME: recipe("old.bin"), "old.bin": b"old"})
     with pytest.raises(OutputError, match="already exists"):
-        publish_directory(target, {RECIPE_NAME: b"{}"})
-    publish_directory(target, {RECIPE_NAME: b"{}", "new.bin": b"new"}, force=True)
+        publish_directory(target, {RECIPE_NAME: recipe()})
+    new = {RECIPE_NAME: recipe("new.bin"), "new.bin": b"new"}
+    publish_directory(target, new, force=True)
     assert sorted(os.listdir(target)) == [RECIPE_NAME, "new.bin"]
     assert os.listdir(tmp_path) == ["out"]
 
+    (target / "notes").mkdir()
+    (target / "notes/eval.txt").write_text("mine")
+    with pytest.raises(OutputError, match="replaces only what avops wrote, and 'notes' in it"):
+        publish_directory(target, new, force=True)
+    assert (target / "notes/eval.txt").exists()
+
+
+def test_force_spares_directories_of_others(tmp_path: Path) -> None:
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="replaces only directories that avops wrote"):
-        publish_directory(precious, {RECIPE_NAME: b"{}"}, force=True)
+    for text in (None, "{}", "[]", '{"files": 3}', "no json"):
+        if text is not None:
+            (precious / RECIPE_NAME).write_text(text)
+        with pytest.raises(OutputError, match="replaces only what avops wrote"):
+            publish_directory(precious, {RECIPE_NAME: b"{}"}, force=True)
     assert (precious / "thesis.tex").exists()
+
+
+def test_an_interrupted_swap_puts_the_old_output_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avops.disk.staging.exchange", lambda one, other: False)
+    target = tmp_path / "out"
+    publish_directory(target, {RECIPE_NAME: recipe("old.bin"), "old.bin": b"old"})
+    real = Path.rename
+
+    def rename(self: Path, other: Path) -> Path:
+        if "-partial-" in self.name:
+            raise KeyboardInterrupt
+        return real(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        publish_directory(target, {RECIPE_NAME: recipe()}, force=True)
+    monkeypatch.undo()
+    assert sorted(os.listdir(target)) == [RECIPE_NAME, "old.bin"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_old_copy_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    publish_directory(target, {RECIPE_NAME: recipe("old.bin"), "old.bin": b"old"})
+    staging = Staging(target, directory=True, force=True)
+    with staging:
+        staging.add("new.bin", b"new")
+        monkeypatch.setattr("shutil.rmtree", lambda *args, **options: None)
+        staging.commit()
+    assert os.listdir(target) == ["new.bin"]
+    assert "could not be removed whole" in staging.notes[0]
+    assert Path(staging.notes[0].split("remove ")[-1]).is_dir()
+
+
+def publish_pair(target: Path, data: bytes, **options: object) -> None:
+    staging = Staging(target, directory=False, companions=["x.json"], **options)  # type: ignore[arg-type]
+    staging.check(len(data))
+    with staging:
+        staging.add("x.json", b"recipe of " + data)
+        staging.add(target.name, data)
+        staging.commit()
+
+
+def test_companions_are_not_overwritten_either(tmp_path: Path) -> None:
+    target = tmp_path / "x.bin"
+    (tmp_path / "x.json").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"x.json: already exists"):
+        publish_pair(target, b"new")
+    assert (tmp_path / "x.json").read_bytes() == b"precious"
+    assert not target.exists()
+    publish_pair(target, b"new", force=True)
+    assert (tmp_path / "x.json").read_bytes() == b"recipe of new"
+
+
+@pytest.mark.parametrize("first", ["x.bin", "x.json"])
+def test_a_run_that_loses_the_race_changes_nothing(tmp_path: Path, first: str) -> None:
+    staging = Staging(tmp_path / "x.bin", directory=False, companions=["x.json"])
+    staging.check(1)
+    with pytest.raises(OutputError, match=f"{first}: already exists"), staging:
+        staging.add("x.json", b"mine")
+        staging.add("x.bin", b"mine")
+        (tmp_path / first).write_bytes(b"theirs")
+        staging.commit()
+    assert os.listdir(tmp_path) == [first]
+    assert (tmp_path / first).read_bytes() == b"theirs"
+
+
+def test_leftovers_of_killed_runs_are_found(tmp_path: Path) -> None:
+    (tmp_path / ".x.bin.avops-partial-12-ab").mkdir()
+    (tmp_path / ".y.bin.avops-partial-12-ab").mkdir()
+    with Staging(tmp_path / "x.bin", directory=False) as staging:
+        assert [path.name for path in staging.leftovers()] == [".x.bin.avops-partial-12-ab"]
 
 
 def test_an_empty_directory_may_become_the_output(tmp_path: Path) -> None:
@@ -134,6 +233,13 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
             publish(target, force=True, inputs=[base])
     with pytest.raises(OutputError, match="is or holds the input"):
         publish_directory(base.parent, {}, force=True, inputs=[base])
+    # A hub snapshot: the shard that is read lies elsewhere, behind a link.
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "base.bin").symlink_to(base)
+    (snapshot / RECIPE_NAME).write_bytes(recipe("base.bin"))
+    with pytest.raises(OutputError, match="is or holds the input"):
+        publish_directory(snapshot, {}, force=True, inputs=[snapshot / "base.bin"])
     assert base.read_bytes() == b"weights"
 
 

@@ -56,7 +56,23 @@ def test_parse_lam(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "nan", "inf", "-inf", "1_0", "0x1", "1e", "١", "--1", "1,5", " 1"]
+    "text",
+    [
+        "",
+        "x",
+        "nan",
+        "inf",
+        "-inf",
+        "1_0",
+        "0x1",
+        "1e",
+        "١",
+        "--1",
+        "1,5",
+        " 1",
+        "1e9999999999999999999",
+        "1e-9999999999999999999",
+    ],
 )
 def test_parse_lam_refuses(text: str) -> None:
     with pytest.raises(RecipeError, match=r"--av x: λ is .*expected a finite decimal number"):

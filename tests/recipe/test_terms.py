@@ -59,11 +59,20 @@ def test_zero_terms_are_not_active() -> None:
     assert [term.name for term in recipe.active] == ["leg"]
 
 
-def test_parse_sweep() -> None:
-    source, points, fixed = parse_sweep(["fin:.5", "med:-1:1:.5"], KNOWN)
+def test_parse_sweep_keeps_the_order() -> None:
+    source, points = parse_sweep(["fin:.5", "med:-1:1:.5", "leg:2"], KNOWN)
     assert source.name == "med"
-    assert [point.text for point in points] == ["-1", "-0.5", "0", "0.5", "1"]
-    assert [str(term) for term in fixed] == ["fin:.5"]
+    assert [" ".join(map(str, terms)) for terms in points] == [
+        f"fin:.5 med:{lam} leg:2" for lam in ("-1", "-0.5", "0", "0.5", "1")
+    ]
+
+
+def test_paths_may_hold_colons() -> None:
+    sources = Sources({}, lambda path: path == "a:b:c/m.safetensors")
+    (term,) = parse_terms(["a:b:c/m.safetensors:0.5"], sources)
+    assert (term.source.path, term.text) == ("a:b:c/m.safetensors", "0.5")
+    source, points = parse_sweep(["a:b:c/m.safetensors:0:1:.5"], sources)
+    assert (source.path, len(points)) == ("a:b:c/m.safetensors", 3)
 
 
 @pytest.mark.parametrize("specs", [["med:1"], ["med:0:1:.5", "fin:0:1:.5"], []])

@@ -89,8 +89,31 @@ def test_other_suffix(
 def test_place_that_cannot_be_written(
     tmp_path: Path, scores: np.ndarray, items: Items, plan: TokenPlan
 ) -> None:
-    with pytest.raises(OutputError, match=r"cannot be written: No such file or directory; choose"):
-        write_table(tmp_path / "none/table.npz", scores, CANDIDATES, items, plan)
+    write_table(tmp_path / "new/table.npz", scores, CANDIDATES, items, plan)
+    assert (tmp_path / "new/table.npz").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot be written: .*; choose another place"):
+        write_table(tmp_path / "file/table.npz", scores, CANDIDATES, items, plan)
+
+
+def test_a_file_that_appears_meanwhile_is_kept(
+    tmp_path: Path,
+    scores: np.ndarray,
+    items: Items,
+    plan: TokenPlan,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, real = tmp_path / "table.npz", os.fsync
+
+    def appear(descriptor: int) -> None:
+        path.write_text("theirs")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", appear)
+    with pytest.raises(OutputError, match="the file exists"):
+        write_table(path, scores, CANDIDATES, items, plan)
+    assert path.read_text() == "theirs"
+    assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
 
 @pytest.mark.parametrize("suffix", ["npz", "csv"])

@@ -68,8 +68,9 @@ def test_items_are_checked_before_anything_is_loaded(project: SmallProject) -> N
 def swept(project: SmallProject) -> Sweep:
     evaluator = Evaluator(setup(FIN, MED, device="cpu"))
     seen: list[tuple[int, int]] = []
-    points = [term(MED, lam) for lam in ("-1", "0", "1")]
-    result = sweep(evaluator, points, [term(FIN, ".5")], lambda *x: seen.append(x))
+    points = [[term(FIN, ".5"), term(MED, lam)] for lam in ("-1", "0", "1")]
+    result = sweep(evaluator, points, "med", lambda *x: seen.append(x))
+    assert not result.interrupted
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     alone = evaluator.evaluate([term(FIN, ".5"), term(MED, "1")])
@@ -88,6 +89,26 @@ def test_a_sweep_and_its_csv(swept: Sweep) -> None:
         assert float(row["accuracy"]) == pytest.approx(level.accuracy, abs=5e-7)
         assert (row["av"], row["fixed"]) == ("med", "fin:.5")
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+
+
+def test_an_interrupt_keeps_the_points_measured(project: SmallProject) -> None:
+    evaluator = Evaluator(setup(MED, device="cpu"))
+    points = [[term(MED, lam)] for lam in ("-1", "0", "1")]
+    whole = sweep(evaluator, points, "med")
+
+    def interrupt(at: float) -> Sweep:
+        def progress(done: int, total: int) -> None:
+            if done > at * total:
+                raise KeyboardInterrupt
+
+        return sweep(evaluator, points, "med", progress)
+
+    part = interrupt(0.5)
+    assert part.interrupted
+    assert part.lams == ("-1",)
+    assert part.scores.tobytes() == whole.scores[:1].tobytes()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(0.1)
 
 
 def test_a_sweep_comes_back_from_its_scores(swept: Sweep) -> None:
