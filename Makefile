@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# setuptools warns at length about editable installs; pip's own errors still show.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -c constraints.txt
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml constraints.txt
 
@@ -11,9 +13,11 @@ setup: $(READY)
 
 # Installed again when the native code or the packaging changes.
 $(READY): $(SOURCES)
+	@echo "setting up $(VENV): avops, torch, transformers and the test tools (about 1.4 GB, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -U pip setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(PIP) -U pip setuptools
+	@$(PIP) -e '.[dev]'
+	@$(BIN)/avops doctor
 	@touch $@
 
 demo: $(READY)

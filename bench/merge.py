@@ -43,7 +43,6 @@ for name in models[0].keys():
     merged[name] = (start + delta).bfloat16()
 save_file(merged, out, {"format": "pt"})
 """
-SYNC = "import os,sys; f=os.open(sys.argv[1],os.O_RDONLY); os.fsync(f)"
 
 
 def shapes(mib: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -86,18 +85,35 @@ def make_model(path: Path, tensors: list[tuple[str, tuple[int, ...]]], seed: int
             file.write((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
 
 
+# A process inherits its parent's peak memory: a small parent must start it.
+LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+wall = time.perf_counter() - start
+with open(sys.argv[1], "w") as file:
+    json.dump([status, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
+"""
+
+
 def run(argv: list[str], out: Path, *, sync: bool) -> tuple[float, float, float]:
     """(wall seconds, CPU seconds, peak RSS in MiB) of one process, with its output removed."""
-    out.unlink(missing_ok=True)
-    start = time.perf_counter()
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    for path in (out, out.with_name(f"{out.stem}.avops_recipe.json")):
+        path.unlink(missing_ok=True)
+    report = out.with_suffix(".json")
+    launch = [sys.executable, "-S", "-c", LAUNCHER, str(report), *argv]
+    subprocess.run(launch, check=True, stdout=subprocess.DEVNULL)
+    status, wall, cpu, peak = json.loads(report.read_text())
     if status:
         raise SystemExit(f"{argv[0]}: exit status {status}")
     if sync:
-        subprocess.run([sys.executable, "-S", "-c", SYNC, str(out)], check=True)
-    wall = time.perf_counter() - start
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        start = time.perf_counter()
+        fd = os.open(out, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+        wall += time.perf_counter() - start
+    return wall, cpu, peak
 
 
 def differing(path: Path, truth: Path) -> int:

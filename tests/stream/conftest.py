@@ -18,20 +18,38 @@ def family(save: Save) -> Family:
     return Family(paths["base"], paths["one"], paths["two"], models)
 
 
+# Cut differently, with floating values in every shard of ``one`` and ``two``, and one shard of the
+# base (not its last) that holds none.
+SHARDS = {
+    "base": (
+        ("model.embed.weight", "model.layers.0.w", "model.layers.1.w"),
+        ("model.ids", "model.mask"),
+        ("model.router.weight", "model.scale", "model.empty"),
+    ),
+    "one": (
+        ("model.layers.1.w", "model.embed.weight", "model.scale", "model.mask"),
+        ("model.layers.0.w", "model.router.weight", "model.empty", "model.ids"),
+    ),
+    "two": (
+        ("model.router.weight", "model.ids"),
+        ("model.layers.0.w", "model.scale", "model.mask"),
+        ("model.layers.1.w", "model.embed.weight", "model.empty"),
+    ),
+}
+
+
 @pytest.fixture
 def sharded_family(save: Save, tmp_path: Path) -> Family:
-    """Directories; the base in two shards with sidecars, ``two`` sharded otherwise."""
+    """Directories of the shards in ``SHARDS``; the base with sidecars."""
     models = make_tensors(1)
-    names = list(models["base"])
-    cuts = {"base": 3, "one": len(names), "two": 5}
-    for model, cut in cuts.items():
+    for model, shards in SHARDS.items():
         weight_map = {}
-        for number, part in enumerate((names[:cut], names[cut:]), 1):
-            file = f"model-{number:05d}-of-00002.safetensors"
-            if part:
-                tensors = {name: models[model][name] for name in part}
-                save(f"{model}/{file}", tensors, {"format": "pt"})
-                weight_map.update(dict.fromkeys(part, file))
+        for number, names in enumerate(shards, 1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors = {name: models[model][name] for name in names}
+            save(f"{model}/{file}", tensors, {"format": "pt"})
+            weight_map.update(dict.fromkeys(names, file))
+        assert weight_map.keys() == models[model].keys()
         total = sum(array.nbytes for array in models[model].values())
         index = {"metadata": {"total_size": total, "other": 1}, "weight_map": weight_map}
         (tmp_path / model / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -79,22 +79,26 @@ def test_merge_is_the_contract_for_shards(sharded_family: Family, tmp_path: Path
     out = tmp_path / "out"
     run(family.base, [term(family.one, "-1"), term(family.two, ".6")], out)
     for name, array in load(out).items():
-        if array.dtype not in (np.int64, np.bool_, np.uint8):
+        if family.tensors["base"][name].dtype in (np.int64, np.bool_):
+            expected = family.tensors["base"][name]
+        else:
             expected = family.expected(name, [("one", -1.0), ("two", 0.6)])
-            assert array.tobytes() == expected.tobytes(), name
+        assert array.tobytes() == expected.tobytes(), name
     assert sorted(os.listdir(out)) == [
         "README.md",
         RECIPE_NAME,
         "config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
         "model.safetensors.index.json",
         "modeling_x.py",
         "tokenizer.json",
     ]
     for name in ("config.json", "tokenizer.json", "modeling_x.py", "model.safetensors.index.json"):
         assert (out / name).read_bytes() == (family.base / name).read_bytes()
-    for file in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+    for number in (1, 2, 3):
+        file = f"model-{number:05d}-of-00003.safetensors"
         theirs = open_checkpoint(family.base / file).shards[0].prefix
         assert open_checkpoint(out / file).shards[0].prefix == theirs
 
@@ -188,6 +192,25 @@ def test_a_file_as_a_directory(family: Family, tmp_path: Path) -> None:
     run(family.base, [term(family.one, ".5")], out)
     names = ["README.md", RECIPE_NAME, "config.json", "model.safetensors"]
     assert sorted(os.listdir(out)) == names
+
+
+def test_sidecars_that_are_not_taken(sharded_family: Family, tmp_path: Path) -> None:
+    base, out = sharded_family.base, tmp_path / "out"
+    for name in (".hidden.json", ".gitattributes", "other.index.json", "training_args.bin"):
+        (base / name).write_bytes(b"{}")
+    (base / "folder.json").mkdir()
+    for name, size in (("at_the_limit.json", 64 << 20), ("over_it.json", (64 << 20) + 1)):
+        (base / name).touch()
+        os.truncate(base / name, size)  # sparse: no disk is used
+    report = run(base, [term(sharded_family.one, "1")], out)
+    more = {"at_the_limit.json", "config.json", "tokenizer.json", "modeling_x.py"}
+    made = {"README.md", RECIPE_NAME, "model.safetensors.index.json"}
+    assert {p.name for p in out.iterdir() if p.suffix != ".safetensors"} == more | made
+    assert (out / "at_the_limit.json").stat().st_size == 64 << 20
+    assert [note for note in report.notes if "was not copied" in note] == [
+        "folder.json was not copied: a directory",
+        "over_it.json was not copied: larger than 64 MiB",
+    ]
 
 
 def test_the_recipe_and_the_card(family: Family, tmp_path: Path) -> None:
@@ -298,8 +321,12 @@ def test_nonfinite_results_name_their_source(family: Family, save: Save, tmp_pat
 
 
 def test_overflow_is_named(family: Family, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match="by overflow of the sum"):
-        run(family.base, [term(family.two, "3e38")], tmp_path / "out.safetensors")
+    """In base file order the first is F16; a wider output leaves only what float32 cannot hold."""
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(NonFiniteError, match=r"'model.layers.1.w' would .* by overflow of F16"):
+        run(family.base, [term(family.two, "1e7")], out)
+    report = run(family.base, [term(family.two, "1e7")], out, dtype=F32)
+    assert not any("infinite" in note for note in report.notes)
 
 
 # ---- outputs and faults

@@ -1,0 +1,79 @@
+"""extract against numpy, and the layout of what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avops.disk import RECIPE_NAME, open_checkpoint
+from avops.dtypes import BF16, F32, DType
+from avops.stream import extract, plan_extract
+from bits import bf16
+from families import Family
+
+FLOATING = (
+    "model.embed.weight",
+    "model.empty",
+    "model.layers.0.w",
+    "model.layers.1.w",
+    "model.router.weight",
+    "model.scale",
+)
+
+
+def written(path: Path) -> dict[str, bytes]:
+    """Each tensor's bytes by name."""
+    checkpoint = open_checkpoint(path)
+    found = {}
+    for name, tensor in checkpoint.tensors.items():
+        raw = checkpoint.shards[tensor.shard].path.read_bytes()
+        found[name] = raw[tensor.offset : tensor.offset + tensor.nbytes]
+    return found
+
+
+def expected(family: Family, model: str, dtype: DType) -> dict[str, bytes]:
+    """aligned − base in float32, then one rounding."""
+    found = {}
+    for name in FLOATING:
+        delta = (family.wide(model, name) - family.wide("base", name)).astype(np.float32)
+        found[name] = (bf16(delta) if dtype is BF16 else delta).tobytes()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("model", ["one", "two"])
+@pytest.mark.parametrize("out", ["av", "av.safetensors"])
+def test_extract_from_shards(
+    sharded_family: Family, tmp_path: Path, out: str, model: str, dtype: DType
+) -> None:
+    aligned = getattr(sharded_family, model)
+    report = extract(
+        plan_extract(str(sharded_family.base), str(aligned), tmp_path / out, dtype=dtype)
+    )
+    values = expected(sharded_family, model, dtype)
+    assert written(tmp_path / out) == values
+    assert (report.tensors, report.elements) == (6, 37 * 16 + 1031 + 16 * 17 + 5 * 3 + 1)
+    for shard in open_checkpoint(tmp_path / out).shards:
+        assert (shard.metadata["avops.kind"], shard.metadata["format"]) == ("delta", "pt")
+
+
+def test_extract_of_a_file(family: Family, tmp_path: Path) -> None:
+    extract(plan_extract(str(family.base), str(family.two), tmp_path / "av.safetensors"))
+    assert written(tmp_path / "av.safetensors") == expected(family, "two", F32)
+
+
+def test_a_shard_without_floating_tensors_is_left_out(
+    sharded_family: Family, tmp_path: Path
+) -> None:
+    out = tmp_path / "av"
+    extract(plan_extract(str(sharded_family.base), str(sharded_family.two), out))
+    files = ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"]
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert sorted(os.listdir(out)) == [RECIPE_NAME, *files, "model.safetensors.index.json"]
+    assert sorted(set(index["weight_map"].values())) == files
+    assert sorted(index["weight_map"]) == list(FLOATING)
+    assert index["metadata"]["total_size"] == 4 * (37 * 16 + 1031 + 16 * 17 + 5 * 3 + 1)
