@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,12 +148,39 @@ def test_adapters_are_refused_by_name(save: Save) -> None:
         open_checkpoint(directory)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+AS_NOBODY = """
+import os, sys
+from avops.disk import open_checkpoint
+if os.geteuid() == 0:  # root may read everything
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        print(list(open_checkpoint(path).tensors))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
 def test_no_read_permission(save: Save) -> None:
-    path = save("x.safetensors", A)
-    path.chmod(0)
-    with pytest.raises(CheckpointError, match=r"cannot open for reading: Permission denied"):
-        open_checkpoint(path)
+    """By a process without privileges, in a directory that everybody may enter."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        readable, closed = (str(Path(place) / f"{name}.safetensors") for name in ("open", "closed"))
+        for path, mode in ((readable, 0o644), (closed, 0)):
+            shutil.copyfile(save("x.safetensors", A), path)
+            Path(path).chmod(mode)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, readable, closed],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.splitlines() == [
+        "['a']",
+        f"CheckpointError {closed}: cannot open for reading: Permission denied",
+    ]
 
 
 def test_permission_errors_name_the_file(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,15 @@ def exist() -> Sources:
 
 
 def same_bits(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    """Whether the weights are ``expected``, byte for byte: -0 is not +0."""
     state = model.state_dict()
     return set(state) == set(expected) and all(
-        torch.equal(state[name], tensor.to(state[name].dtype)) for name, tensor in expected.items()
+        raw(state[name]) == raw(tensor.to(state[name].dtype)) for name, tensor in expected.items()
     )
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["in place", "widened"])
@@ -64,6 +69,28 @@ def test_back_to_the_pristine_base(model: torch.nn.Module, project: SmallProject
     knobs.set()
     assert same_bits(model, project.base)
     assert knobs.state == {"med": 0, "fin": 0, "leg": 0}
+
+
+def test_the_signs_of_zeros(model: torch.nn.Module, project: SmallProject) -> None:
+    """-0 + λ·Δ with Δ = 0 is -0 or +0 by the sign of λ·Δ; without a term the base's sign stays."""
+    from safetensors.torch import save_file
+
+    name = "model.norm.weight"
+    base = {**project.base, name: project.base[name].clone()}
+    base[name][:4] = torch.tensor([-0.0, 0.0, -0.0, 0.0])
+    aligned = {**project.aligned["fin"], name: project.aligned["fin"][name].clone()}
+    aligned[name][:4] = torch.tensor([-0.0, -0.0, 0.0, 0.0])
+    save_file(base, "base.safetensors")
+    save_file(aligned, AVS["fin"])
+    knobs = Knobs(model, {"fin": AVS["fin"]}, base="base.safetensors")
+    assert same_bits(model, base)
+    for number, lam in enumerate((-1, 1, -0.5)):
+        knobs.set(fin=lam)
+        written = merged([f"fin:{lam}"], f"{number}.safetensors")
+        assert same_bits(model, written)
+        assert torch.signbit(written[name][:4]).tolist() == [lam < 0, False, lam < 0, False]
+    knobs.set()
+    assert same_bits(model, base)
 
 
 def test_the_base_is_loaded_whatever_the_model_holds(
@@ -99,7 +126,7 @@ def test_unknown_dials_and_bad_values(model: torch.nn.Module) -> None:
     knobs = Knobs(model, AVS, base="base.safetensors")
     with pytest.raises(RecipeError, match="no dial 'mde', expected one of med, fin, leg"):
         knobs.set(mde=1)
-    with pytest.raises(RecipeError, match="dial med: λ is nan, expected a finite number"):
+    with pytest.raises(RecipeError, match="dial med: λ is nan, expected a number that is finite"):
         knobs.set(med=float("nan"))
     assert knobs.state == {"med": 0, "fin": 0, "leg": 0}
 
@@ -139,7 +166,7 @@ def test_tied_weights_are_set_once(tmp_path: Path) -> None:
     knobs.set(a=0.5)
     delta = aligned["embed.weight"] - base["embed.weight"]
     expected = base["embed.weight"] + torch.tensor(0.5) * delta
-    assert torch.equal(model.head.weight, expected)
+    assert raw(model.head.weight) == raw(expected)
     assert model.head.weight.data_ptr() == model.embed.weight.data_ptr()
 
 
@@ -147,10 +174,15 @@ def test_models_that_do_not_fit(model: torch.nn.Module, project: SmallProject) -
     from safetensors.torch import save_file
 
     state = dict(project.base)
-    extra = {**state, "more.weight": torch.zeros(2)}
-    save_file(extra, "extra.safetensors")
-    with pytest.raises(MismatchError, match="'more.weight' has no parameter of that name"):
-        Knobs(model, {}, base="extra.safetensors")
+    more = torch.zeros(2)
+    for file, value in (("extra", more), ("same", more), ("moved", more + 1)):
+        save_file({**state, "more.weight": value}, f"{file}.safetensors")
+    # A tensor the model does not hold (an old buffer) may be there, as long as nothing moves it.
+    Knobs(model, {"same": "same.safetensors"}, base="extra.safetensors")
+    with pytest.raises(
+        MismatchError, match="'more.weight' has no parameter of that name .* AV moved changes it"
+    ):
+        Knobs(model, {"moved": "moved.safetensors"}, base="extra.safetensors")
     missing = {k: v for k, v in state.items() if k != "model.norm.weight"}
     save_file(missing, "missing.safetensors")
     with pytest.raises(MismatchError, match="lacks the model's parameter 'model.norm.weight'"):
