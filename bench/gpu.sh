@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything avops can do on a GPU, in one run: build, test, measure. Needs torch with CUDA and g++; no network.
-# Log and JSON go to $OUT (default: bench/results/gpu-run). Ends well inside 8 minutes.
+# Everything avops can do on a GPU, in one run: build, test, measure. Needs torch with CUDA and g++,
+# no network. Log and JSON go to $OUT (default: bench/results/gpu-run). Ends inside 8 minutes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-bench/results/gpu-run}
@@ -12,7 +12,7 @@ status=0
 step() {
     echo "== $1"
     shift
-    timeout "$@" || { status=1; echo "== failed with exit status $?"; }
+    timeout "$@" || { echo "== failed with exit status $?"; status=1; }
 }
 
 step "machine" 30 nvidia-smi
