@@ -11,7 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,10 +50,13 @@ def run(
     job = _Job(plan, staging, CHUNK, progress)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="avops") as pool:
-            futures = [pool.submit(job.work) for _ in range(threads)]
             try:
-                for future in futures:
-                    future.result()
+                waiting = {pool.submit(job.work) for _ in range(threads)}
+                while waiting:
+                    # A signal's handler runs between waits, however the threads are scheduled.
+                    done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
             except BaseException:
                 job.stop.set()
                 raise

@@ -477,7 +477,11 @@ def test_output_that_is_not_unicode(project: SmallProject) -> None:
 
 @pytest.mark.parametrize("verb", ["inspect", "merge", "score"])
 def test_a_reader_that_goes_away(project: SmallProject, verb: str) -> None:
-    """The pipe has no reader before the first write: it ends as a failure, without a word of it."""
+    """The pipe has no reader before the first write: it ends as a failure, without a word of it.
+
+    With buffers, as a user has it: so little text is written when it is flushed, not before.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     reader, writer = os.pipe()
     os.close(reader)
     argv = WORD_FOR_WORD if verb == "merge" else [verb]
@@ -488,6 +492,7 @@ def test_a_reader_that_goes_away(project: SmallProject, verb: str) -> None:
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
     finally:
         os.close(writer)

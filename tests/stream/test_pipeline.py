@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def test_an_interrupt_stops_the_workers(
     threads, started, done = 2, threading.Event(), []
     plan = plan_of(family.base, {"one": family.one}, tmp_path / "out.safetensors")
 
-    def interrupted(future: object) -> None:
+    def interrupted(*futures: object, **options: object) -> None:
         assert started.wait(60)
         raise KeyboardInterrupt
 
@@ -81,7 +80,7 @@ def test_an_interrupt_stops_the_workers(
         started.set()
         jobs[0].stop.wait(10)
 
-    monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+    monkeypatch.setattr(pipeline, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge(plan, threads=threads, progress=progress)
     assert 1 <= len(done) <= threads
