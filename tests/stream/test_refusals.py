@@ -110,7 +110,7 @@ def test_the_loser_of_a_race_does_not_touch_the_winners_recipe(
 def test_published_paths() -> None:
     hub = "/cache/hub/models--mistralai--Mistral-7B-v0.3/snapshots/0123abcd"
     assert shown_path(hub) == "mistralai/Mistral-7B-v0.3"
-    assert shown_path("/secret/home/base.safetensors") == "base.safetensors"
+    assert shown_path("/secret/base.safetensors") == "base.safetensors"
     assert shown_path("models/base") == "models/base"
     assert shown_path(".") == Path.cwd().name
     assert shown_path("../x/base") == "base"
