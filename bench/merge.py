@@ -1,6 +1,6 @@
 """Merging on disk: avops, a plain torch loop, and `cp`, as whole processes in alternation.
 
-    python -m bench.merge [--mib 256] [--runs 5] [--json FILE]
+    python -m bench.merge [--mib 1024] [--runs 5] [--json FILE]
 
 Work: a bf16 base of Mistral's shapes with three aligned checkpoints (random), terms -1, -1, .6.
 Every process starts from nothing (imports included) and reads from a warm page cache. avops
@@ -184,7 +184,7 @@ def _cells(row: dict[str, list[float]], ours: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=256, help="size of the base")
+    parser.add_argument("--mib", type=int, default=1024, help="size of the base")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument(

@@ -18,7 +18,10 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("avops._native")
     except ModuleNotFoundError:
-        return None, f"avops was built without a C++ compiler; {_REBUILD}"
+        return (
+            None,
+            f"avops was built without a C++ compiler (or with AVOPS_NO_NATIVE=1); {_REBUILD}",
+        )
     except ImportError as error:
         return None, f"the extension avops._native does not load: {error}; {_REBUILD}"
     if module.ABI != ABI:

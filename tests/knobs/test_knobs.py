@@ -145,31 +145,6 @@ def test_a_failure_halfway_is_not_hidden(model: torch.nn.Module, project: SmallP
     assert same_bits(model, project.base)
 
 
-def test_tied_weights_are_set_once(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    class Tied(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = torch.nn.Embedding(5, 4)
-            self.head = torch.nn.Linear(4, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-    model = Tied()
-    base = {"embed.weight": torch.randn(5, 4)}
-    aligned = {"embed.weight": torch.randn(5, 4)}
-    save_file(base, tmp_path / "base.safetensors")
-    save_file(aligned, tmp_path / "aligned.safetensors")
-    knobs = Knobs(
-        model, {"a": tmp_path / "aligned.safetensors"}, base=tmp_path / "base.safetensors"
-    )
-    knobs.set(a=0.5)
-    delta = aligned["embed.weight"] - base["embed.weight"]
-    expected = base["embed.weight"] + torch.tensor(0.5) * delta
-    assert raw(model.head.weight) == raw(expected)
-    assert model.head.weight.data_ptr() == model.embed.weight.data_ptr()
-
-
 def test_models_that_do_not_fit(model: torch.nn.Module, project: SmallProject) -> None:
     from safetensors.torch import save_file
 
