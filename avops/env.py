@@ -34,6 +34,14 @@ def threads() -> int:
     return int(text)
 
 
+def workers() -> int:
+    """Threads that read and write: ``AVOPS_THREADS``, or CPU count, but at least 4 and at most 16.
+
+    More than the CPUs, since some of them wait for the disk.
+    """
+    return threads() if os.environ.get("AVOPS_THREADS") else max(4, min(threads(), 16))
+
+
 def debug() -> bool:
     """Whether errors show a traceback."""
     return os.environ.get("AVOPS_DEBUG", "0") not in ("", "0")

@@ -1,4 +1,4 @@
-"""avops extract: make an alignment vector from a base and an aligned checkpoint."""
+"""avops extract: make an alignment vector from a base and an aligned checkpoint or adapter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser(
         "extract",
         help="write aligned − base as an alignment vector",
-        description="Write AV = θ_aligned − θ_base as a delta file. Aligned checkpoints also work "
-        "directly with --av, exactly and without this step.",
+        description="Write AV = θ_aligned − θ_base as a delta file. Aligned checkpoints and LoRA "
+        "adapters also work directly with --av, exactly and without this step.",
     )
     parser.add_argument("base", metavar="BASE", help="checkpoint: file or directory")
-    parser.add_argument("aligned", metavar="ALIGNED", help="the same model, aligned")
+    parser.add_argument(
+        "aligned", metavar="ALIGNED", help="the same model, aligned, or a LoRA adapter of it"
+    )
     parser.add_argument(
         "-o",
         "--out",

@@ -11,7 +11,7 @@ from avops.errors import UserError
 from avops.recipe import Project, Source
 
 if TYPE_CHECKING:
-    from avops.disk import Checkpoint, Vector
+    from avops.disk import AdapterConfig, Checkpoint, Vector
     from avops.stream import Group, VectorReport
 
 
@@ -20,8 +20,9 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser(
         "inspect",
         help="what is in a checkpoint or an alignment vector",
-        description="Show tensors, dtypes and sizes of checkpoints; for alignment vectors also "
-        "norm per tensor group, share of zeros and pairwise cosines.",
+        description="Show tensors, dtypes and sizes of checkpoints, and what LoRA adapters "
+        "change; for alignment vectors also norm per tensor group, share of zeros and pairwise "
+        "cosines.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="checkpoints, AVs, or AV names in avops.toml"
@@ -52,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     vectors = [
         vector
         for vector, is_named in zip(opened, named, strict=True)
-        if not vector.aligned or is_named or args.base
+        if not vector.needs_base or is_named or args.base
     ]
     groups = {vector.name: inspect_checkpoint(vector.checkpoint) for vector in opened}
-    needs_base = any(vector.aligned for vector in vectors) or args.base
+    needs_base = any(vector.needs_base for vector in vectors) or args.base
     report = None
     if vectors:
         with output.progress("measuring", unit="elements", quiet=args.json) as progress:
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
         output.result(_json(opened, groups, report))
         return 0
     for vector in opened:
+        if vector.adapter is not None:
+            _show_adapter(vector, vector.adapter)
+            continue
         # Vectors get one table of norms together, below.
         _show_checkpoint(vector.checkpoint, groups[vector.name], brief=vector in vectors)
     if report is not None:
@@ -91,8 +95,7 @@ def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief:
             group.name,
             str(group.tensors),
             ",".join(sorted(group.dtypes)),
-            " ".join("×".join(map(str, shape)) or "scalar" for shape in sorted(group.shapes)[:2])
-            + (" …" if len(group.shapes) > 2 else ""),
+            _shapes(group.shapes),
             f"{group.elements:,}",
             output.size(group.nbytes),
         ]
@@ -100,6 +103,40 @@ def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief:
     ]
     columns = ("tensors", "n", "dtype", "shape", "elements", "size")
     output.table(title, columns, rows)
+    output.line()
+
+
+def _shapes(shapes: set[tuple[int, ...]]) -> str:
+    shown = " ".join("×".join(map(str, shape)) or "scalar" for shape in sorted(shapes)[:2])
+    return shown + (" …" if len(shapes) > 2 else "")
+
+
+def _show_adapter(vector: Vector, config: AdapterConfig) -> None:
+    """The settings, and the base tensors that the adapter changes."""
+    from avops.stream import inspect_adapter
+
+    groups = inspect_adapter(vector)
+    whole = sum(group.whole for group in groups.values())
+    scale = "alpha/√rank" if config.rslora else "alpha/rank"
+    title = (
+        f"{vector.checkpoint.path}: LoRA adapter, rank {config.rank}, alpha {config.alpha:g}, "
+        f"scale {scale}; changes {len(vector.parts)} tensors of the base, "
+        f"{len(vector.parts) - whole} by low-rank products, {whole} whole; "
+        f"{output.size(vector.checkpoint.nbytes)} in {len(vector.checkpoint.shards)} file(s)"
+    )
+    rows = [
+        [
+            group.name,
+            str(group.tensors),
+            ",".join(map(str, sorted(group.ranks))) or "whole",
+            " ".join(f"{scale:.4g}" for scale in sorted(group.scales)) or "-",
+            _shapes(group.shapes),
+        ]
+        for group in groups.values()
+    ]
+    output.table(title, ("tensors", "n", "rank", "scale", "shape"), rows)
+    output.line(output.plain(f"modules: {' '.join(config.modules) or 'not recorded'}"))
+    output.line(output.plain(f"trained on: {config.base or 'not recorded'}"))
     output.line()
 
 
@@ -132,7 +169,7 @@ def _json(
         data["checkpoints"].append(
             {
                 "path": str(checkpoint.path),
-                "kind": "checkpoint" if vector.aligned else "delta",
+                "kind": "checkpoint" if vector.aligned else vector.kind,
                 "files": len(checkpoint.shards),
                 "bytes": checkpoint.nbytes,
                 "metadata": dict(vector.metadata),
@@ -147,6 +184,7 @@ def _json(
                     }
                     for group in groups[vector.name].values()
                 ],
+                "adapter": _adapter_json(vector),
             }
         )
     if report is not None:
@@ -166,6 +204,32 @@ def _json(
             )
         ]
     return data
+
+
+def _adapter_json(vector: Vector) -> dict[str, Any] | None:
+    from avops.stream import inspect_adapter
+
+    config = vector.adapter
+    if config is None:
+        return None
+    return {
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "rslora": config.rslora,
+        "modules": list(config.modules),
+        "base": config.base,
+        "touches": [
+            {
+                "name": group.name,
+                "tensors": group.tensors,
+                "whole": group.whole,
+                "ranks": sorted(group.ranks),
+                "scales": sorted(group.scales),
+                "shapes": [list(shape) for shape in sorted(group.shapes)],
+            }
+            for group in inspect_adapter(vector).values()
+        ],
+    }
 
 
 def _finite(value: float) -> float | None:

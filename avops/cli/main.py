@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Sequence
 
 from avops import env
-from avops.cli import demo, doctor, extract, inspect, merge, score, sweep
+from avops.cli import demo, diff, doctor, extract, inspect, merge, score, sweep, verify
 from avops.errors import AvopsError
 from avops.version import __version__
 
-_VERBS = (demo, extract, merge, inspect, score, sweep, doctor)
+_VERBS = (demo, extract, merge, inspect, diff, verify, score, sweep, doctor)
 
 _DESCRIPTION = """\
 Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from avops.errors import RecipeError, UserError
-from avops.recipe import Project, Sources, parse_project
+from avops.cli import output
+from avops.disk.hub import is_hub_id, local_path
+from avops.errors import CheckpointError, RecipeError, UserError
+from avops.recipe import Project, Sources, Term, parse_project
 
 FILE = "avops.toml"
 
@@ -25,12 +29,46 @@ def load_project() -> Project:
 
 
 def sources(project: Project) -> Sources:
-    """How ``--av`` names are found."""
-    return Sources(project.avs, os.path.exists)
+    """How ``--av`` names are found: avops.toml's, then paths, then ids on the Hugging Face hub."""
+    return Sources(project.avs, lambda name: _may_exist(name) or is_hub_id(name))
+
+
+def _may_exist(path: str) -> bool:
+    """Whether ``path`` exists, or cannot be seen: opening it then says why."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def located(text: str, *, quiet: bool = False) -> str:
+    """``text`` if it is a path, otherwise the local snapshot of the hub id ``text``.
+
+    Downloads what the hub's cache lacks, with a progress bar. Raises CheckpointError or
+    MissingExtraError when it cannot be had.
+    """
+    if _may_exist(text) or not is_hub_id(text):
+        return text
+    try:
+        return local_path(text, allow_download=False)
+    except CheckpointError:
+        with output.progress(f"downloading {text}", quiet=quiet) as progress:
+            return local_path(text, progress=progress)
+
+
+def located_terms(terms: Sequence[Term], *, quiet: bool = False) -> tuple[Term, ...]:
+    """``terms`` with the paths of their files, where these are ids on the hub."""
+    return tuple(
+        replace(term, source=replace(term.source, path=located(term.source.path, quiet=quiet)))
+        for term in terms
+    )
 
 
 def base_of(given: str | None, project: Project) -> str:
-    """The base checkpoint's path: the argument, or avops.toml's."""
+    """The base checkpoint's path or hub id: the argument, or avops.toml's."""
     base = given or project.base
     if base is None:
         raise UserError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from avops.disk.header import element_count, parse_header, parse_length
 from avops.disk.reader import read_exactly
+from avops.disk.source import Identity, open_regular
 from avops.dtypes import DType
 from avops.errors import CheckpointError
 
@@ -47,10 +48,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its size in bytes, its raw header prefix and its metadata."""
+    """One safetensors file: its size in bytes, its raw header prefix and its metadata.
+
+    identity: which version of the file was read.
+    """
 
     path: Path
     size: int
+    identity: Identity
     prefix: bytes
     metadata: Mapping[str, str]
     tensors: tuple[Tensor, ...]
@@ -205,7 +210,8 @@ def _check_index(weight_map: Mapping[str, str], shards: list[Shard], where: Path
 def _open_shard(path: Path, number: int) -> Shard:
     fd = open_regular(path)
     try:
-        size = os.fstat(fd).st_size
+        identity = Identity.of(fd)
+        size = identity.size
         head = os.pread(fd, 8, 0)
         length = parse_length(head, size, str(path))
         text = bytearray(length)
@@ -217,20 +223,7 @@ def _open_shard(path: Path, number: int) -> Shard:
         Tensor(e.name, e.dtype, e.shape, number, header.data_start + e.begin, e.end - e.begin)
         for e in header.entries
     )
-    return Shard(path, size, head + bytes(text), header.metadata, tensors)
-
-
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of the regular file ``path``. Raises CheckpointError otherwise."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot open for reading: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CheckpointError(f"{path}: not a regular file, expected a safetensors file")
-    return fd
+    return Shard(path, size, identity, head + bytes(text), header.metadata, tensors)
 
 
 def _read_small(path: Path) -> bytes:

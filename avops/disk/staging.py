@@ -2,7 +2,8 @@
 
 Everything is written into a staging directory beside the target, flushed, then renamed.
 A failure or an interrupt removes the staging directory; a kill leaves it behind under a name that
-says so, ``.NAME.avops-partial-…``, beside an untouched target.
+says so, ``.NAME.avops-partial-…``, beside an untouched target. With a journal in it, a later run
+can take it up.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from avops.disk.journal import Journal, in_use
 from avops.disk.publish import exchange, locked, place, sync_directory
+from avops.disk.staged import StagedFile
 from avops.errors import OutputError, WriteError
 
 RECIPE_NAME = "avops_recipe.json"
-_MAX_CALL = 1 << 30
 
 
 class Staging:
@@ -33,6 +35,9 @@ class Staging:
     ``force`` replaces an existing file, or a directory that avops wrote. ``inputs`` are files
     and directories that the output may never replace, whatever ``force`` says. companions: names
     of the files that a file output brings along. notes: what the user should know afterwards.
+
+    plan_id: identifies what is to be written, and turns the journal on. resume: take up what a
+    killed run of the same plan left, and leave an interrupted run's work for the next one.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class Staging:
         force: bool = False,
         inputs: Iterable[Path] = (),
         companions: Iterable[str] = (),
+        plan_id: str | None = None,
+        resume: bool = False,
     ) -> None:
         # A link is written through: what it points at is replaced, under the staged file's name.
         self.target, self._name = Path(os.path.realpath(target)), target.name
@@ -50,7 +57,10 @@ class Staging:
         self.force = force
         self._inputs = tuple(inputs)
         self._companions = tuple(companions)
-        self._fds: dict[str, int] = {}
+        self._plan_id, self._resume = plan_id, resume
+        self._journal: Journal | None = None
+        self._taken_up = False
+        self._files: dict[str, StagedFile] = {}
         self._made: list[Path] = []
         self.notes: list[str] = []
         token = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -65,8 +75,9 @@ class Staging:
         if os.path.lexists(self.target):
             self._check_replaceable()
         for name in self._companions:
-            if (self.target.parent / name).exists() and not self.force:
-                raise OutputError(_exists(self.target.parent / name))
+            path = self.target.parent / name
+            if path.exists() and not self.force and not self._orphaned(path):
+                raise OutputError(_exists(path))
         parent = next(p for p in self.target.parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
@@ -79,16 +90,33 @@ class Staging:
             )
 
     def __enter__(self) -> Staging:
+        if self._resume and self._take_up():
+            return self
         missing = [p for p in self.target.parents if not p.exists()]
         try:
             for path in reversed(missing):
                 path.mkdir()
                 self._made.append(path)
             self._stage.mkdir()
+            if self._plan_id is not None:
+                self._journal = Journal.create(self._stage, self._plan_id)
         except OSError as error:
             self._discard()
             self._fail("creating the staging directory", error)
         return self
+
+    def _take_up(self) -> bool:
+        for stage in reversed(self.leftovers()):
+            journal = Journal.resume(stage, self._plan_id or "")
+            if journal is not None:
+                self._stage, self._journal, self._taken_up = stage, journal, True
+                return True
+        return False
+
+    @property
+    def resumed(self) -> Mapping[tuple[int, int], Any]:
+        """What the journal of a killed run holds: (file, block) to [digest, counts]."""
+        return {} if self._journal is None else self._journal.entries
 
     def __exit__(
         self,
@@ -96,35 +124,45 @@ class Staging:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        if self._resume and isinstance(value, KeyboardInterrupt):
+            self._close()
+        else:
+            self._discard()
 
-    def create(self, name: str, size: int) -> int:
-        """Create the file ``name`` of ``size`` bytes, space reserved. Returns its descriptor."""
+    def create(self, name: str, size: int) -> StagedFile:
+        """Create the file ``name`` of ``size`` bytes, space reserved."""
+        path = self._stage / name
         try:
-            fd = os.open(
-                self._stage / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-            )
-            self._fds[name] = fd
-            if size:
-                os.posix_fallocate(fd, 0, size)
+            file = StagedFile(path, size, exists=self._taken_up and path.exists())
         except OSError as error:
             self._fail(f"reserving {size:,} bytes for {name}", error)
-        return fd
+        self._files[name] = file
+        return file
 
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+    def write(self, file: StagedFile, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data`` at ``offset`` bytes. Raises WriteError."""
-        view = memoryview(data).cast("B")
-        done = 0
         try:
-            while done < len(view):
-                done += os.pwrite(fd, view[done : done + _MAX_CALL], offset + done)
+            file.write(data, offset)
         except OSError as error:
-            self._fail(f"writing at byte {offset + done}", error)
+            self._fail(f"writing at byte {offset}", error)
+
+    @property
+    def journaled(self) -> bool:
+        """Whether this run keeps a journal."""
+        return self._journal is not None
+
+    def record(self, file: int, block: int, digest: bytes, counts: Any) -> None:
+        """Journal that ``block`` of output file number ``file`` is written."""
+        if self._journal is not None:
+            try:
+                self._journal.add(file, block, digest, counts)
+            except OSError as error:
+                self._fail("writing the journal", error)
 
     def add(self, name: str, data: bytes) -> None:
         """Add the small file ``name``."""
-        fd = self.create(name, len(data))
-        self.write(fd, data, 0)
+        file = self.create(name, len(data))
+        self.write(file, data, 0)
 
     def commit(self) -> None:
         """Flush everything and rename it into place; of a file output its companions, too.
@@ -132,9 +170,11 @@ class Staging:
         Raises WriteError, or OutputError when something appeared at the target meanwhile.
         """
         try:
-            for name in list(self._fds):
-                os.fdatasync(self._fds[name])
-                os.close(self._fds.pop(name))
+            for file in self._files.values():
+                file.flush()
+            self._close()
+            if self._journal is not None:
+                self._journal.remove()
             sync_directory(self._stage)
             with locked(self.target.parent):
                 if self.directory:
@@ -159,7 +199,8 @@ class Staging:
         try:
             for name in (*self._companions, self._name):
                 path = self.target if name == self._name else self.target.parent / name
-                if not place(self._stage / name, path, force=self.force):
+                orphaned = name != self._name and self._orphaned(path)
+                if not place(self._stage / name, path, force=self.force or orphaned):
                     raise OutputError(_exists(path))
                 placed.append(path)
         except BaseException:
@@ -223,25 +264,30 @@ class Staging:
         if not self.force:
             raise OutputError(_exists(self.target))
 
+    def _orphaned(self, companion: Path) -> bool:
+        """Whether a run that was killed between its two renames left ``companion`` alone."""
+        return not os.path.lexists(self.target) and self._name in _listed(companion)
+
     def _strangers(self) -> list[str]:
         """Entries of the target directory that its recipe file does not list."""
-        try:
-            files = json.loads((self.target / RECIPE_NAME).read_bytes())["files"]
-            known = {RECIPE_NAME, *(str(name) for name in files)}
-        except (OSError, ValueError, KeyError, TypeError):
-            known = set()
-        return sorted(set(os.listdir(self.target)) - known)
+        return sorted(set(os.listdir(self.target)) - _listed(self.target / RECIPE_NAME))
 
     def leftovers(self) -> tuple[Path, ...]:
-        """Staging directories that killed runs left beside the target."""
+        """Staging directories that killed runs left beside the target, oldest first."""
         pattern = f".{glob.escape(self.target.name)}.avops-*"
-        return tuple(p for p in sorted(self.target.parent.glob(pattern)) if p != self._stage)
+        found = [p for p in self.target.parent.glob(pattern) if p != self._stage and not in_use(p)]
+        return tuple(sorted(found, key=lambda path: path.lstat().st_mtime_ns))
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
+        if self._journal is not None:
+            self._journal.close()
 
     def _discard(self) -> None:
-        for fd in self._fds.values():
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self._fds.clear()
+        self._close()
         shutil.rmtree(self._stage, ignore_errors=True)
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
@@ -261,3 +307,12 @@ class Staging:
 
 def _exists(path: Path) -> str:
     return f"{path}: already exists; choose another -o, or replace it with --force"
+
+
+def _listed(recipe: Path) -> set[str]:
+    """The files of an output by its recipe file, which is one of them; none if it is not ours."""
+    try:
+        files = json.loads(recipe.read_bytes())["files"]
+        return {recipe.name, *(str(name) for name in files)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

@@ -1,30 +1,65 @@
-"""Alignment vectors on disk: delta files and aligned checkpoints.
+"""Alignment vectors on disk: delta files, aligned checkpoints and LoRA adapters.
 
-A delta file is a checkpoint of differences whose metadata says so; anything else is taken as
-an aligned checkpoint, whose difference to the base is computed on the fly.
+A delta file is a checkpoint of differences whose metadata says so; a directory with
+``adapter_config.json`` is an adapter of PEFT, whose differences are products of two small
+factors; anything else is taken as an aligned checkpoint, whose difference to the base is
+computed on the fly.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from avops.disk.checkpoint import Checkpoint, open_checkpoint
+from avops.disk.adapter import adapter_directory, open_adapter
+from avops.disk.adapter_config import AdapterConfig
+from avops.disk.checkpoint import Checkpoint, Tensor, open_checkpoint
+from avops.disk.parts import LowRank, Part, Stored
 from avops.errors import CheckpointError
+
+__all__ = ["LowRank", "Part", "Stored", "Vector", "open_base", "open_vector"]
 
 KIND_KEY = "avops.kind"
 BASE_KEY = "avops.base_fingerprint"
 BASE_NAME_KEY = "avops.base"
+# "true" in a delta file that leaves out tensors whose difference is 0.
+PARTIAL_KEY = "avops.partial"
 
 
 @dataclass(frozen=True)
 class Vector:
-    """An opened alignment vector. ``aligned``: the files hold aligned weights, not differences."""
+    """An opened alignment vector.
+
+    aligned: the files hold aligned weights, not differences. parts: what it says about base
+    tensors, by the base's names. copies: base tensors that an adapter carries along, which must
+    equal the base's. adapter: an adapter's settings.
+    """
 
     name: str
     checkpoint: Checkpoint
     aligned: bool
+    parts: Mapping[str, Part]
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    adapter: AdapterConfig | None = None
+
+    @property
+    def kind(self) -> str:
+        """``delta``, ``aligned`` or ``adapter``."""
+        if self.adapter is not None:
+            return "adapter"
+        return "aligned" if self.aligned else "delta"
+
+    @property
+    def partial(self) -> bool:
+        """Whether tensors that it lacks have no difference, by design."""
+        return self.adapter is not None or self.metadata.get(PARTIAL_KEY) == "true"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether differences can only be told with the base at hand."""
+        return any(isinstance(part, Stored) and part.aligned for part in self.parts.values())
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -39,6 +74,11 @@ class Vector:
 
 def open_base(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint of weights. Raises CheckpointError when it is an alignment vector."""
+    if adapter_directory(Path(path)) is not None:
+        raise CheckpointError(
+            f"{path}: a LoRA adapter, expected a checkpoint of weights; use it with --av, on the "
+            "base that it was trained on"
+        )
     checkpoint = open_checkpoint(path)
     if any(shard.metadata.get(KIND_KEY) for shard in checkpoint.shards):
         raise CheckpointError(
@@ -49,10 +89,23 @@ def open_base(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def open_vector(name: str, path: str | os.PathLike[str], kind: str = "auto") -> Vector:
-    """Open the alignment vector at ``path``; ``kind`` is auto, delta or aligned.
+    """Open the alignment vector at ``path``; ``kind`` is auto, delta, aligned or adapter.
 
-    Raises CheckpointError for an unreadable checkpoint, or a kind its metadata contradicts.
+    Raises CheckpointError for an unreadable checkpoint or adapter, an adapter that is more than
+    low-rank differences, or a kind that the files contradict.
     """
+    directory = adapter_directory(Path(path))
+    if kind == "adapter" or (kind == "auto" and directory is not None):
+        opened = open_adapter(directory or Path(path))
+        return Vector(name, opened.checkpoint, False, opened.parts, opened.copies, opened.config)
+    if directory is not None:
+        raise CheckpointError(
+            f"{path}: a LoRA adapter, expected a checkpoint; remove kind = {kind!r}"
+        )
+    return _open_weights(name, path, kind)
+
+
+def _open_weights(name: str, path: str | os.PathLike[str], kind: str) -> Vector:
     checkpoint = open_checkpoint(path)
     recorded = {shard.metadata.get(KIND_KEY) for shard in checkpoint.shards}
     if len(recorded) != 1 or not recorded <= {None, "delta"}:
@@ -66,4 +119,8 @@ def open_vector(name: str, path: str | os.PathLike[str], kind: str = "auto") -> 
             f"{path}: a delta file by its metadata, expected an aligned checkpoint; "
             "remove kind = 'aligned'"
         )
-    return Vector(name, checkpoint, aligned=not is_delta and kind != "delta")
+    aligned = not is_delta and kind != "delta"
+    parts: dict[str, Part] = {
+        tensor.name: Stored(tensor, aligned) for tensor in checkpoint.tensors.values()
+    }
+    return Vector(name, checkpoint, aligned, parts)

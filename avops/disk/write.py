@@ -32,14 +32,14 @@ def write_checkpoint(
     staging = Staging(path, directory=False, force=force)
     staging.check(size)
     with staging:
-        fd = staging.create(path.name, size)
-        staging.write(fd, prefix, 0)
+        file = staging.create(path.name, size)
+        staging.write(file, prefix, 0)
         for name, (dtype, array) in tensors.items():
             if array.dtype != np.dtype(dtype.storage):
                 raise TypeError(f"{name}: {array.dtype} array, expected {dtype.storage}")
             if array.nbytes:
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                staging.write(fd, data.data, offsets[name])
+                staging.write(file, data.data, offsets[name])
         staging.commit()
 
 

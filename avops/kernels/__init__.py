@@ -9,6 +9,20 @@ from __future__ import annotations
 from avops.kernels import registry
 from avops.kernels.combine import CombineStats, combine
 from avops.kernels.diff import DiffStats, diff
-from avops.kernels.operands import Operand, Term
+from avops.kernels.lowrank import Factors, factors, lowrank
+from avops.kernels.operands import Dither, Operand, Term, dither_key
 
-__all__ = ["CombineStats", "DiffStats", "Operand", "Term", "combine", "diff", "registry"]
+__all__ = [
+    "CombineStats",
+    "DiffStats",
+    "Dither",
+    "Factors",
+    "Operand",
+    "Term",
+    "combine",
+    "diff",
+    "dither_key",
+    "factors",
+    "lowrank",
+    "registry",
+]

@@ -5,6 +5,7 @@ A failed check is a mistake of the calling code, not of avops' user: TypeError o
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,20 @@ class Term:
     values: Operand
     lam: float
     aligned: bool
+
+
+@dataclass(frozen=True)
+class Dither:
+    """Dithered rounding. key: 64 bits, of seed and tensor. start: flat index of element 0."""
+
+    key: int
+    start: int
+
+
+def dither_key(seed: int, name: str) -> int:
+    """The key of the tensor ``name`` under ``seed``."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def address(array: np.ndarray) -> int:

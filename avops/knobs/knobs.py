@@ -17,11 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avops import env
-from avops.disk import Checkpoint, Vector, check_vector, open_checkpoint, open_vector
-from avops.dtypes import COMPUTABLE, F32, DType
+from avops.disk import (
+    Checkpoint,
+    Vector,
+    check_distinct,
+    check_vector,
+    open_checkpoint,
+    open_vector,
+)
+from avops.dtypes import COMPUTABLE, DType
 from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
-from avops.kernels import Operand, Term, combine, diff
-from avops.knobs.mapped import Mapped
+from avops.kernels import Operand, Term, combine
+from avops.knobs.mapped import Mapped, MappedVector
 from avops.recipe import round_f32
 
 if TYPE_CHECKING:
@@ -41,9 +48,11 @@ class Knobs:
     """Alignment vectors as dials on ``model``.
 
     model: a torch module whose parameter names are the checkpoint's. avs: name to path or opened
-    vector. base: the checkpoint the weights come from (path or opened); its dtype is the one
-    that results are rounded to. Files are memory-mapped and stay open.
-    Raises MismatchError when model, base and vectors do not fit.
+    vector: delta file, aligned checkpoint or LoRA adapter. base: the checkpoint the weights come
+    from (path or opened); its dtype is the one that results are rounded to. Files are
+    memory-mapped and stay open; an adapter's differences are computed anew by each ``set``.
+    Raises MismatchError when model, base and vectors do not fit, RecipeError for one vector under
+    two names.
     """
 
     def __init__(
@@ -60,12 +69,10 @@ class Knobs:
             name: av if isinstance(av, Vector) else open_vector(name, av)
             for name, av in avs.items()
         }
+        check_distinct(self._vectors.values())
         for vector in self._vectors.values():
             check_vector(checkpoint, vector)
-        self._mapped = {
-            name: Mapped(vector.checkpoint, aligned=vector.aligned)
-            for name, vector in self._vectors.items()
-        }
+        self._mapped = {name: MappedVector(vector) for name, vector in self._vectors.items()}
         self._targets = _targets(model, checkpoint, self._mapped)
         self._staging: dict[DType, np.ndarray] = {}
         self._state: dict[str, float] | None = None
@@ -100,12 +107,12 @@ class Knobs:
         state = {name: exact.get(name, 0.0) for name in self._vectors}
         self._state = None
         for target in self._targets:
-            terms = [
-                Term(self._mapped[name].operands[target.name], lam, self._mapped[name].aligned)
+            dials = [
+                (self._mapped[name], lam)
                 for name, lam in state.items()
-                if lam
+                if lam and target.name in self._mapped[name]
             ]
-            self._load(target, terms)
+            self._load(target, dials)
         self._state = state
 
     @contextlib.contextmanager
@@ -128,7 +135,7 @@ class Knobs:
                 f"dial {name}: λ is {value!r}, expected a number that is finite in float32"
             ) from None
 
-    def _load(self, target: _Target, terms: list[Term]) -> None:
+    def _load(self, target: _Target, dials: list[tuple[MappedVector, float]]) -> None:
         import torch
 
         dtype, count = target.base.dtype, target.base.array.size
@@ -138,11 +145,11 @@ class Knobs:
         else:
             raw = self._buffer(dtype, count)[: count * dtype.size]
         out = Operand(raw.view(dtype.storage), dtype)
-        stats = combine(target.base, terms, out, threads=env.threads())
-        if stats.nonfinite and not self._allow_nonfinite:
+        nonfinite = _combine(target, dials, out)
+        if nonfinite and not self._allow_nonfinite:
             raise NonFiniteError(
-                f"tensor {target.name!r} would hold {stats.nonfinite} values that are NaN or "
-                f"infinite at λ = {[term.lam for term in terms]}; lower λ or repair the input"
+                f"tensor {target.name!r} would hold {nonfinite} values that are NaN or "
+                f"infinite at λ = {[lam for _, lam in dials]}; lower λ or repair the input"
             )
         if not direct:
             host = torch.from_numpy(raw).view(_torch(dtype)).view(target.tensor.shape)
@@ -159,6 +166,31 @@ class Knobs:
         return self._staging[dtype]
 
 
+def _combine(target: _Target, dials: list[tuple[MappedVector, float]], out: Operand) -> int:
+    """θ(λ) of one tensor: whole, or in pieces where differences are computed on the way.
+
+    Returns how many values are not finite.
+    """
+    name, count, threads = target.name, target.base.array.size, env.threads()
+    piece = min((av.chunk for av, _ in dials if av.low_rank(name)), default=max(count, 1))
+    nonfinite = 0
+    for start in range(0, count, piece):
+        size = min(piece, count - start)
+        terms = [
+            Term(av.values(name, start, size, threads=threads), lam, av.aligned(name))
+            for av, lam in dials
+        ]
+        base, end = target.base, start + size
+        stats = combine(
+            Operand(base.array[start:end], base.dtype),
+            terms,
+            Operand(out.array[start:end], out.dtype),
+            threads=threads,
+        )
+        nonfinite += stats.nonfinite
+    return nonfinite
+
+
 def _torch(dtype: DType) -> torch.dtype:
     import torch
 
@@ -167,7 +199,7 @@ def _torch(dtype: DType) -> torch.dtype:
 
 
 def _targets(
-    model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, Mapped]
+    model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, MappedVector]
 ) -> tuple[_Target, ...]:
     """One target per storage: tied weights are set once."""
     base = Mapped(checkpoint)
@@ -195,18 +227,12 @@ def _targets(
 
 
 def _check_unused(
-    name: str, model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, Mapped]
+    name: str, model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, MappedVector]
 ) -> None:
     """A tensor that the model does not hold (an old buffer, say) may not be moved by a vector."""
     base = Mapped(checkpoint).operands[name]
     for av, mapped in vectors.items():
-        values = mapped.operands[name]
-        out = Operand(np.empty(values.array.size, np.float32), F32)
-        if mapped.aligned:
-            diff(base, values, out)
-        else:
-            combine(values, (), out)
-        if np.any(out.array):
+        if any(map(np.any, mapped.deltas(name, base))):
             raise MismatchError(
                 f"{checkpoint.path}: tensor {name!r} has no parameter of that name in the "
                 f"{type(model).__name__}, and AV {av} changes it; expected the names of "
@@ -214,15 +240,22 @@ def _check_unused(
             )
 
 
-def _check_tied(name: str, other: str, base: Mapped, vectors: Mapping[str, Mapped]) -> None:
-    """Tied in the model means one value: the checkpoints' two must agree, bit for bit."""
-    for who, mapped in (("the base", base), *((f"AV {av}", m) for av, m in vectors.items())):
-        one, two = mapped.operands[name].array, mapped.operands[other].array
-        if one.tobytes() != two.tobytes():
-            raise MismatchError(
-                f"{mapped.checkpoint.path}: {name!r} and {other!r} differ in {who}, but the model "
-                "ties them to one parameter; write the merge with `avops merge` and load that"
-            )
+def _check_tied(name: str, other: str, base: Mapped, vectors: Mapping[str, MappedVector]) -> None:
+    """Tied in the model means one value: the files' two must agree, and move alike, bit for bit."""
+    one, two = base.operands[name], base.operands[other]
+    if one.array.tobytes() != two.array.tobytes():
+        raise MismatchError(_apart(name, other, "the base", base.checkpoint))
+    for av, mapped in vectors.items():
+        pairs = zip(mapped.deltas(name, one), mapped.deltas(other, two), strict=True)
+        if any(left.tobytes() != right.tobytes() for left, right in pairs):
+            raise MismatchError(_apart(name, other, f"AV {av}", mapped.vector.checkpoint))
+
+
+def _apart(name: str, other: str, who: str, checkpoint: Checkpoint) -> str:
+    return (
+        f"{checkpoint.path}: {name!r} and {other!r} differ in {who}, but the model ties them to "
+        "one parameter; write the merge with `avops merge` and load that"
+    )
 
 
 def _check_target(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:

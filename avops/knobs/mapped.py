@@ -1,26 +1,24 @@
-"""Checkpoints mapped into memory: one copy in the page cache, shared by all processes."""
+"""Checkpoints and alignment vectors mapped into memory: one copy in the page cache for all."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
 
-from avops.disk import Checkpoint, Tensor, open_regular
-from avops.kernels import Operand
+from avops.disk import Checkpoint, LowRank, Tensor, Vector, open_regular
+from avops.dtypes import F32
+from avops.kernels import Factors, Operand, combine, diff, factors, lowrank
 
 
 class Mapped:
-    """The computable tensors of ``checkpoint`` as flat read-only operands by name.
+    """The computable tensors of ``checkpoint`` as flat read-only operands by name."""
 
-    aligned: for a vector, whether it holds aligned weights rather than differences.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, *, aligned: bool = False) -> None:
-        self.checkpoint, self.aligned = checkpoint, aligned
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
 
     @cached_property
     def _maps(self) -> tuple[mmap.mmap, ...]:
@@ -37,11 +35,77 @@ class Mapped:
     def operands(self) -> Mapping[str, Operand]:
         """Name to flat operand, for every BF16, F16 or F32 tensor."""
         return {
-            tensor.name: Operand(self.raw(tensor).view(tensor.dtype.storage), tensor.dtype)
+            tensor.name: self.operand(tensor)
             for tensor in self.checkpoint.tensors.values()
             if tensor.dtype.computable
         }
 
+    def operand(self, tensor: Tensor) -> Operand:
+        """The flat operand of ``tensor``, of a computable dtype."""
+        return Operand(self.raw(tensor).view(tensor.dtype.storage), tensor.dtype)
+
     def raw(self, tensor: Tensor) -> np.ndarray:
         """The bytes of ``tensor``, read-only."""
         return np.frombuffer(self._maps[tensor.shard], np.uint8, tensor.nbytes, tensor.offset)
+
+
+class MappedVector:
+    """The values of ``vector``, by the base's tensor names; low-rank ones are computed on demand.
+
+    One low-rank difference is at work at a time, in a buffer of ``chunk`` elements.
+    """
+
+    chunk = 1 << 20
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector = vector
+        self._mapped = Mapped(vector.checkpoint)
+        self._factors: tuple[str, Factors] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.vector.parts
+
+    def aligned(self, name: str) -> bool:
+        """Whether ``name`` has weights rather than differences."""
+        part = self.vector.parts[name]
+        return not isinstance(part, LowRank) and part.aligned
+
+    def low_rank(self, name: str) -> bool:
+        """Whether the difference of ``name`` is computed, not stored."""
+        return isinstance(self.vector.parts.get(name), LowRank)
+
+    def values(self, name: str, start: int, count: int, *, threads: int = 1) -> Operand:
+        """Elements start … start + count of ``name``, valid until the next call.
+
+        count is at most ``chunk`` where the difference is low-rank.
+        """
+        part = self.vector.parts[name]
+        if not isinstance(part, LowRank):
+            whole = self._mapped.operand(part.tensor)
+            return Operand(whole.array[start : start + count], whole.dtype)
+        out = Operand(self._scratch[:count], F32)
+        lowrank(self._load(name, part), start, out, threads=threads)
+        return out
+
+    def deltas(self, name: str, base: Operand) -> Iterator[np.ndarray]:
+        """Δ of ``name`` in float32, chunk by chunk; zeros where the vector lacks it."""
+        for start in range(0, base.array.size, self.chunk):
+            here = base.array[start : start + self.chunk]
+            out = Operand(np.zeros(here.size, np.float32), F32)
+            if name in self and self.aligned(name):
+                diff(Operand(here, base.dtype), self.values(name, start, here.size), out)
+            elif name in self:
+                combine(self.values(name, start, here.size), (), out)
+            yield out.array
+
+    @cached_property
+    def _scratch(self) -> np.ndarray:
+        return np.empty(self.chunk, np.float32)
+
+    def _load(self, name: str, part: LowRank) -> Factors:
+        """The factors of ``name``, kept until another tensor is asked for."""
+        if self._factors is None or self._factors[0] != name:
+            a, b = self._mapped.operand(part.a), self._mapped.operand(part.b)
+            made = factors(a, b, rank=part.rank, scale=part.scale, transposed=part.transposed)
+            self._factors = (name, made)
+        return self._factors[1]

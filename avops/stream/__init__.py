@@ -4,19 +4,23 @@ from avops.stream.extract import ExtractPlan, ExtractReport, extract, plan_extra
 from avops.stream.inspect import (
     Group,
     Size,
+    Touched,
     VectorReport,
     group_of,
+    inspect_adapter,
     inspect_checkpoint,
     inspect_vectors,
 )
 from avops.stream.merge import (
-    MergeOptions,
     MergePlan,
     MergeReport,
+    Written,
     default_target,
     merge,
     plan_merge,
+    plan_merges,
 )
+from avops.stream.options import MergeOptions
 
 __all__ = [
     "ExtractPlan",
@@ -26,13 +30,17 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "Size",
+    "Touched",
     "VectorReport",
+    "Written",
     "default_target",
     "extract",
     "group_of",
+    "inspect_adapter",
     "inspect_checkpoint",
     "inspect_vectors",
     "merge",
     "plan_extract",
     "plan_merge",
+    "plan_merges",
 ]

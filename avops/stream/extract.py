@@ -1,30 +1,37 @@
-"""extract: write AV = θ_aligned − θ_base as a delta file."""
+"""extract: write AV = θ_aligned − θ_base, or an adapter's differences, as a delta file."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from avops import env
 from avops.disk import (
     RECIPE_NAME,
+    Checkpoint,
     Staging,
+    Tensor,
     Vector,
     check_vector,
     fingerprint,
     open_base,
+    open_vector,
     touched,
+    vector_notes,
 )
-from avops.disk.vector import BASE_KEY, BASE_NAME_KEY, KIND_KEY
+from avops.disk.vector import BASE_KEY, BASE_NAME_KEY, KIND_KEY, PARTIAL_KEY
 from avops.dtypes import F32, DType
-from avops.errors import MismatchError
-from avops.stream.layout import index_file, is_directory, new_layout
+from avops.errors import CheckpointError, MismatchError
+from avops.stream.layout import Layout, index_file, is_directory, new_layout
 from avops.stream.nonfinite import refuse_nonfinite
-from avops.stream.pipeline import Progress, run
-from avops.stream.plan import Plan, Range, Segment, TermRange
-from avops.stream.record import dump, leftover_notes, listing, shown_path
+from avops.stream.pipeline import Progress, nonfinite_tensors, run
+from avops.stream.plan import Input, Plan, Range, Segment, TermRange
+from avops.stream.record import dump, leftover_notes, shown_path, with_files
+from avops.stream.segments import Inputs, part_aligned, values_of
+from avops.stream.sink import StagingSink
 from avops.version import __version__
 
 
@@ -52,6 +59,8 @@ class ExtractPlan:
     plan: Plan
     dtype: DType
     given: tuple[Path, Path]
+    metadata: Mapping[str, str]
+    index: tuple[tuple[str, bytes], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -60,15 +69,23 @@ def plan_extract(
 ) -> ExtractPlan:
     """Decide every byte of the extraction. Writes nothing.
 
+    aligned_path: an aligned checkpoint, or a LoRA adapter, of which the tensors that it changes
+    are written.
     Raises CheckpointError, MismatchError or OutputError.
     """
-    base, aligned = open_base(base_path), open_base(aligned_path)
-    check_vector(base, Vector("ALIGNED", aligned, aligned=True))
-    tensors = touched(base)
+    base, vector = open_base(base_path), open_vector("ALIGNED", aligned_path)
+    if vector.kind == "delta":
+        raise CheckpointError(
+            f"{aligned_path}: already an alignment vector, expected an aligned checkpoint or a "
+            "LoRA adapter; use it with --av"
+        )
+    check_vector(base, vector)
+    floating = touched(base)
+    tensors = [tensor for tensor in floating if tensor.name in vector.parts]
     if not tensors:
         raise MismatchError(
-            f"{base_path}: holds no floating tensor, so there is no difference to extract; "
-            "expected a checkpoint with BF16, F16 or F32 weights"
+            f"{base_path}: holds no floating tensor that {aligned_path} changes, so there is no "
+            "difference to extract; expected a checkpoint with BF16, F16 or F32 weights"
         )
     metadata = {
         KIND_KEY: "delta",
@@ -76,36 +93,48 @@ def plan_extract(
         BASE_NAME_KEY: shown_path(base_path),
         BASE_KEY: fingerprint(base),
         "avops.aligned": shown_path(aligned_path),
-        "avops.aligned_fingerprint": fingerprint(aligned),
+        "avops.aligned_fingerprint": fingerprint(vector),
     }
+    if len(tensors) < len(floating):
+        metadata[PARTIAL_KEY] = "true"
     directory = is_directory(out)
     layout = new_layout(base, tensors, None if directory else out.name, dtype, metadata)
+    inputs, segments = _segments(base, vector, tensors, layout)
+    plan = Plan(inputs, layout.outputs, segments)
+    given = (Path(base_path), Path(aligned_path))
+    extract_plan = ExtractPlan(
+        out, directory, force, plan, dtype, given, metadata, index_file(layout)
+    )
+    staging = _staging(extract_plan)
+    staging.check(plan.bytes_written)
+    notes = (*vector_notes(base, vector), *leftover_notes(staging))
+    return dataclasses.replace(extract_plan, notes=notes)
+
+
+def _segments(
+    base: Checkpoint, vector: Vector, tensors: Sequence[Tensor], layout: Layout
+) -> tuple[tuple[Input, ...], tuple[Segment, ...]]:
+    inputs = Inputs()
+    inputs.add(base)
+    first = inputs.add(vector.checkpoint)
     segments = []
     for tensor in tensors:
-        theirs, place = aligned.tensors[tensor.name], layout.places[tensor.name]
-        values = Range(len(base.files) + theirs.shard, theirs.offset, theirs.dtype)
+        part, place = vector.parts[tensor.name], layout.places[tensor.name]
+        aligned = part_aligned(part)
+        term = TermRange(values_of(part, first, 0), vector.name, 0, (1.0,), aligned)
         segments.append(
             Segment(
-                operation="diff",
+                operation="diff" if aligned else "delta",
                 tensor=tensor.name,
                 count=tensor.count,
                 base=Range(tensor.shard, tensor.offset, tensor.dtype),
-                terms=(TermRange(values, "ALIGNED", 1.0, aligned=True),),
+                terms=(term,),
                 output=place.output,
                 offset=place.offset,
-                dtype=dtype,
+                dtype=place.dtype,
             )
         )
-    inputs = (*base.files, *aligned.files)
-    small = index_file(layout)
-    if directory:
-        small = (*small, (RECIPE_NAME, dump(listing(metadata, layout.outputs, small))))
-    plan = Plan(inputs, layout.outputs, tuple(segments), small)
-    given = (Path(base_path), Path(aligned_path))
-    extract_plan = ExtractPlan(out, directory, force, plan, dtype, given)
-    staging = _staging(extract_plan)
-    staging.check(plan.bytes_written)
-    return dataclasses.replace(extract_plan, notes=leftover_notes(staging))
+    return inputs.files, tuple(segments)
 
 
 def extract(
@@ -117,14 +146,24 @@ def extract(
     """
     start = time.perf_counter()
     with _staging(plan) as staging:
-        outcome = run(plan.plan, staging, threads=threads or env.threads(), progress=progress)
-        if outcome.nonfinite:
-            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, "use --dtype f32")
-        for name, data in plan.plan.small:
+        (outcome,) = run(
+            plan.plan,
+            [StagingSink(staging, plan.plan.outputs)],
+            threads=threads or env.workers(),
+            progress=progress,
+        )
+        counts = outcome.counts
+        if counts.nonfinite:
+            found = nonfinite_tensors(plan.plan, counts)
+            refuse_nonfinite(plan.plan, found, plan.target, "use --dtype f32")
+        for name, data in plan.index:
             staging.add(name, data)
+        if plan.directory:
+            record = with_files(plan.metadata, plan.plan.outputs, outcome.digests, plan.index)
+            staging.add(RECIPE_NAME, dump(record))
         staging.commit()
     notes = [*plan.notes, *staging.notes]
-    if outcome.unchanged == outcome.elements:
+    if counts.unchanged == counts.elements:
         notes.append("every difference is 0: BASE and ALIGNED hold the same weights")
     return ExtractReport(
         plan.target,
@@ -132,11 +171,12 @@ def extract(
         plan.plan.bytes_read,
         plan.plan.bytes_written,
         len(plan.plan.segments),
-        outcome.elements,
-        outcome.unchanged,
+        counts.elements,
+        counts.unchanged,
         tuple(notes),
     )
 
 
 def _staging(plan: ExtractPlan) -> Staging:
-    return Staging(plan.target, directory=plan.directory, force=plan.force, inputs=plan.plan.inputs)
+    inputs = [item.path for item in plan.plan.inputs]
+    return Staging(plan.target, directory=plan.directory, force=plan.force, inputs=inputs)

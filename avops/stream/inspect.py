@@ -15,6 +15,7 @@ import numpy as np
 
 from avops.disk import (
     Checkpoint,
+    LowRank,
     Tensor,
     Vector,
     check_plain,
@@ -24,7 +25,7 @@ from avops.disk import (
 )
 from avops.dtypes import F32
 from avops.errors import MismatchError
-from avops.kernels import Operand, combine, diff
+from avops.kernels import Factors, Operand, combine, diff, factors, lowrank
 
 _CHUNK = 1 << 19
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -39,6 +40,18 @@ class Group:
     elements: int = 0
     nbytes: int = 0
     dtypes: set[str] = field(default_factory=set)
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
+
+
+@dataclass
+class Touched:
+    """Base tensors of one group that an adapter changes: by which ranks and scales, or whole."""
+
+    name: str
+    tensors: int = 0
+    whole: int = 0
+    ranks: set[int] = field(default_factory=set)
+    scales: set[float] = field(default_factory=set)
     shapes: set[tuple[int, ...]] = field(default_factory=set)
 
 
@@ -87,21 +100,37 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Group]:
     return groups
 
 
+def inspect_adapter(vector: Vector) -> dict[str, Touched]:
+    """The groups of base tensors that ``vector`` changes, from headers and settings alone."""
+    groups: dict[str, Touched] = {}
+    for name, part in vector.parts.items():
+        group = groups.setdefault(group_of(name), Touched(group_of(name)))
+        group.tensors += 1
+        group.shapes.add(part.shape)
+        if isinstance(part, LowRank):
+            group.ranks.add(part.rank)
+            group.scales.add(part.scale)
+        else:
+            group.whole += 1
+    return groups
+
+
 def inspect_vectors(
     vectors: Sequence[Vector],
     base: Checkpoint | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VectorReport:
-    """Sizes and cosines of ``vectors``, streamed; ``base`` is needed for aligned checkpoints.
+    """Sizes and cosines of ``vectors``, streamed; ``base`` is needed for aligned weights.
 
     ``progress(done, total)`` gets elements.
 
-    Raises MismatchError when an aligned checkpoint comes without a base, or does not fit it.
+    Raises MismatchError when aligned weights come without a base, or do not fit it.
     """
     for vector in vectors:
-        if vector.aligned and base is None:
+        if vector.needs_base and base is None:
+            what = "an adapter with whole tensors" if vector.adapter else "an aligned checkpoint"
             raise MismatchError(
-                f"AV {vector.name} ({vector.checkpoint.path}): an aligned checkpoint, which needs "
+                f"AV {vector.name} ({vector.checkpoint.path}): {what}, which needs "
                 "its base to be measured; give --base"
             )
         if base is not None:
@@ -111,7 +140,7 @@ def inspect_vectors(
     totals = tuple(Size() for _ in vectors)
     dots = np.zeros((count, count))
     with _Files() as files:
-        counts = _floating_names(vectors)
+        counts = _floating_names(vectors, base)
         done = 0
         for name, elements in counts.items():
             _measure(name, vectors, base, files, (groups, totals, dots))
@@ -129,18 +158,18 @@ def inspect_vectors(
     )
 
 
-def _floating_names(vectors: Sequence[Vector]) -> dict[str, int]:
-    """Name to number of elements, over all vectors."""
+def _floating_names(vectors: Sequence[Vector], base: Checkpoint | None) -> dict[str, int]:
+    """Name to number of elements, over all vectors; what the base lacks does not count."""
     names: dict[str, int] = {}
     for vector in vectors:
         check_plain(vector.checkpoint)
-        for tensor in vector.checkpoint.tensors.values():
-            if not tensor.dtype.computable:
+        for name, part in vector.parts.items():
+            if not part.computable or (base is not None and name not in base.tensors):
                 continue
-            if names.setdefault(tensor.name, tensor.count) != tensor.count:
+            if names.setdefault(name, part.count) != part.count:
                 raise MismatchError(
-                    f"AV {vector.name} ({vector.checkpoint.path}): tensor {tensor.name!r} has "
-                    f"{tensor.count} elements, but {names[tensor.name]} in another AV"
+                    f"AV {vector.name} ({vector.checkpoint.path}): tensor {name!r} has "
+                    f"{part.count} elements, but {names[name]} in another AV"
                 )
     return names
 
@@ -153,8 +182,8 @@ def _measure(
     sums: tuple[tuple[dict[str, Size], ...], tuple[Size, ...], np.ndarray],
 ) -> None:
     groups, totals, dots = sums
-    holders = [i for i, vector in enumerate(vectors) if name in vector.checkpoint.tensors]
-    count = vectors[holders[0]].checkpoint.tensors[name].count
+    holders = [i for i, vector in enumerate(vectors) if name in vector.parts]
+    count = vectors[holders[0]].parts[name].count
     for start in range(0, count, _CHUNK):
         size = min(_CHUNK, count - start)
         deltas = {i: _delta(name, vectors[i], base, files, (start, size)) for i in holders}
@@ -171,22 +200,27 @@ def _delta(
     name: str, vector: Vector, base: Checkpoint | None, files: _Files, part: tuple[int, int]
 ) -> np.ndarray:
     """Part (start, size) of tensor ``name`` as a float64 difference."""
-    values = files.read(vector.checkpoint, vector.checkpoint.tensors[name], part)
     out = Operand(np.empty(part[1], np.float32), F32)
-    if vector.aligned:
-        assert base is not None
-        diff(files.read(base, base.tensors[name], part), values, out)
+    found = vector.parts[name]
+    if isinstance(found, LowRank):
+        lowrank(files.factors(vector.checkpoint, found), part[0], out)
     else:
-        combine(values, (), out)
+        values = files.read(vector.checkpoint, found.tensor, part)
+        if found.aligned:
+            assert base is not None
+            diff(files.read(base, base.tensors[name], part), values, out)
+        else:
+            combine(values, (), out)
     wide: np.ndarray = out.array.astype(np.float64)
     return wide
 
 
 class _Files:
-    """Descriptors opened once each."""
+    """Descriptors opened once each, and the factors of the tensor at work."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
+        self._factors: dict[str, tuple[LowRank, Factors]] = {}
 
     def __enter__(self) -> _Files:
         return self
@@ -205,3 +239,13 @@ class _Files:
         offset = tensor.offset + start * tensor.dtype.size
         read_exactly(self._fds[str(path)], raw.data, offset, str(path))
         return Operand(raw.view(tensor.dtype.storage), tensor.dtype)
+
+    def factors(self, checkpoint: Checkpoint, part: LowRank) -> Factors:
+        """The factors of ``part``, kept until another part of ``checkpoint`` is asked for."""
+        where = str(checkpoint.path)
+        if where not in self._factors or self._factors[where][0] != part:
+            a = self.read(checkpoint, part.a, (0, part.a.count))
+            b = self.read(checkpoint, part.b, (0, part.b.count))
+            made = factors(a, b, rank=part.rank, scale=part.scale, transposed=part.transposed)
+            self._factors[where] = (part, made)
+        return self._factors[where][1]

@@ -1,84 +1,169 @@
-"""merge: write θ(λ) = θ_base + Σ λ_k · AV_k as a checkpoint."""
+"""merge: write θ(λ) = θ_base + Σ λ_k · AV_k as a checkpoint, or several λ points in one read."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avops import env
-from avops.disk import (
-    RECIPE_NAME,
-    Checkpoint,
-    Staging,
-    Tensor,
-    Vector,
-    check_vector,
-    fingerprint,
-    open_base,
-    open_vector,
-    patch_config,
-    sidecars,
-    touched,
-)
+from avops.disk import RECIPE_NAME, Checkpoint, Staging, Vector, fingerprint, open_base
+from avops.disk import patch_config, sidecars
 from avops.dtypes import DType
-from avops.errors import RecipeError
+from avops.errors import OutputError
 from avops.kernels import registry
 from avops.recipe import Recipe
-from avops.stream.layout import Layout, Place, index_file, is_directory, same_layout
+from avops.stream.fit import open_vectors
+from avops.stream.layout import Layout, index_file, is_directory, same_layout
 from avops.stream.nonfinite import refuse_nonfinite
-from avops.stream.pipeline import Progress, run
-from avops.stream.plan import Plan, Range, Segment, TermRange
-from avops.stream.record import dump, leftover_notes, listing, model_card, recipe_record
+from avops.stream.options import MergeOptions
+from avops.stream.pipeline import Outcome, Progress, nonfinite_tensors, run
+from avops.stream.plan import Output, Plan
+from avops.stream.record import (
+    dump,
+    leftover_notes,
+    measured,
+    model_card,
+    recipe_record,
+    with_files,
+)
+from avops.stream.segments import merge_segments
+from avops.stream.sink import StagingSink
 
 
 @dataclass(frozen=True)
-class MergeOptions:
-    """dtype: of floating outputs (None: the base's). force: replace an earlier output.
+class Target:
+    """One output of a merge: its recipe, path, record, and the small files beside the weights.
 
-    allow_missing, allow_extra: accept AVs that lack or add tensors. allow_nonfinite: accept NaN
-    and infinities in the result.
+    small: without the recipe file, which is written when digests are known.
     """
 
-    dtype: DType | None = None
-    force: bool = False
-    allow_missing: bool = False
-    allow_extra: bool = False
-    allow_nonfinite: bool = False
+    recipe: Recipe
+    path: Path
+    record: Mapping[str, Any]
+    small: tuple[tuple[str, bytes], ...]
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe file's name."""
+        return f"{self.path.stem}.{RECIPE_NAME}" if not self.directory else RECIPE_NAME
+
+    @property
+    def directory(self) -> bool:
+        """Whether the output is a directory."""
+        return is_directory(self.path)
+
+    def outputs(self, plan: Plan) -> tuple[Output, ...]:
+        """The files of weights under their names in this output."""
+        if self.directory:
+            return plan.outputs
+        return tuple(dataclasses.replace(output, name=self.path.name) for output in plan.outputs)
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merge decided to the last byte. notes: what the user should know before it runs."""
+    """A merge decided to the last byte. notes: what the user should know before it runs.
 
-    recipe: Recipe
+    keep: files and directories that no output may replace.
+    """
+
+    targets: tuple[Target, ...]
     options: MergeOptions
-    target: Path
-    directory: bool
     plan: Plan
-    record: Mapping[str, Any]
+    keep: tuple[Path, ...]
     notes: tuple[str, ...]
+
+    @property
+    def target(self) -> Path:
+        """The first output's path."""
+        return self.targets[0].path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first output's recipe."""
+        return self.targets[0].recipe
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The first output's record."""
+        return self.targets[0].record
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Names of the tensors that terms touch."""
-        return tuple(segment.tensor for segment in self.plan.segments if segment.terms)
+        return tuple(dict.fromkeys(s.tensor for s in self.plan.segments if s.terms))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Names of the tensors that no term touches."""
+        changed = set(self.changed)
+        names = dict.fromkeys(s.tensor for s in self.plan.segments)
+        return tuple(name for name in names if name not in changed)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of an output's files."""
+        first = self.targets[0]
+        weights = (output.name for output in self.plan.outputs)
+        return (*weights, *(name for name, _ in first.small), first.recipe_name)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all outputs, but for their recipe files."""
+        small = sum(len(data) for target in self.targets for _, data in target.small)
+        return self.plan.bytes_written + small
+
+
+@dataclass(frozen=True)
+class Written:
+    """One output as it was written. record: its recipe file. nbytes: of all its files."""
+
+    target: Path
+    recipe: Recipe
+    record: Mapping[str, Any]
+    nbytes: int
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """What the merge saw; see ``record.measured``."""
+        found: Mapping[str, Any] = self.record["measured"]
+        return found
 
 
 @dataclass(frozen=True)
 class MergeReport:
     """What a merge did. unchanged: elements of touched tensors equal to the base's."""
 
-    target: Path
+    outputs: tuple[Written, ...]
     seconds: float
     bytes_read: int
-    bytes_written: int
-    elements: int
-    unchanged: int
     notes: tuple[str, ...]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all outputs."""
+        return sum(written.nbytes for written in self.outputs)
+
+    @property
+    def target(self) -> Path:
+        """The first output's path."""
+        return self.outputs[0].target
+
+    @property
+    def elements(self) -> int:
+        """Elements of touched tensors of the first output."""
+        return int(self.outputs[0].measured["elements"])
+
+    @property
+    def unchanged(self) -> int:
+        """Those of them that equal the base's."""
+        return int(self.outputs[0].measured["unchanged"])
 
 
 def default_target(base: str) -> Path:
@@ -94,36 +179,55 @@ def plan_merge(
     out: a path ending in ``.safetensors`` gives one file, any other a directory.
     Raises RecipeError, CheckpointError, MismatchError, OutputError or BackendError.
     """
+    return plan_merges([(recipe, out or default_target(recipe.base))], options)
+
+
+def plan_merges(
+    wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions | None = None
+) -> MergePlan:
+    """As ``plan_merge`` for several recipes, whose inputs are read once for all of them.
+
+    The recipes have the same base and the same alignment vectors in the same order; λ differs.
+    The outputs are all directories, or all files.
+    """
     options = options or MergeOptions()
-    out = out or default_target(recipe.base)
+    recipes = [recipe for recipe, _ in wanted]
+    _check_alike(recipes)
     registry.resolve("combine")
-    base = open_base(recipe.base)
-    vectors: dict[str, Vector] = {}
-    for term in recipe.active:
-        vector = open_vector(term.name, term.source.path, term.source.kind)
-        check_vector(
-            base,
-            vector,
-            allow_missing=options.allow_missing,
-            allow_extra=options.allow_extra,
+    base = open_base(recipes[0].base)
+    vectors = open_vectors(recipes, base, options)
+    outs = [out for _, out in wanted]
+    directory = is_directory(outs[0])
+    if any(is_directory(out) != directory for out in outs):
+        raise OutputError(
+            f"{', '.join(map(str, outs))}: files and directories, expected one kind for all"
         )
-        _check_distinct(vector, vectors.values())
-        vectors[term.source.path] = vector
-    directory = is_directory(out)
-    layout = same_layout(base, None if directory else out.name, options.dtype)
-    inputs, segments = _segments(recipe, base, vectors, layout)
-    record, notes = _record(recipe, base, vectors, options)
-    if directory:
-        small, more = _directory_files(base, layout, record, options.dtype)
-        notes += more
-    else:
-        small = ((f"{out.stem}.{RECIPE_NAME}", dump(record)),)
-        notes += _file_notes(base, out)
-    plan = Plan(inputs, layout.outputs, segments, small)
-    merge_plan = MergePlan(recipe, options, out, directory, plan, record, notes)
-    staging = _staging(merge_plan)
-    staging.check(plan.bytes_written)
-    return dataclasses.replace(merge_plan, notes=notes + leftover_notes(staging))
+    layout = same_layout(base, None if directory else outs[0].name, options.dtype)
+    seed = options.seed if options.rounding == "dither" else None
+    inputs, segments = merge_segments(recipes, base, vectors, layout, seed)
+    plan = Plan(inputs, layout.outputs, segments, len(recipes))
+    prints, notes = _prints(recipes[0].base, base, vectors)
+    targets = []
+    for recipe, out in wanted:
+        kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}
+        record = recipe_record(recipe, prints, options, kinds)
+        small: tuple[tuple[str, bytes], ...] = ()
+        if directory:
+            small, more = _directory_files(base, layout, record, options.dtype)
+        else:
+            more = _file_notes(base, out)
+        notes += tuple(note for note in more if note not in notes)
+        targets.append(Target(recipe, out, record, small))
+    keep = (base.path, *(vector.checkpoint.path for vector in vectors.values()))
+    keep += tuple(Path(t.source.path) for t in recipes[0].terms if Path(t.source.path).exists())
+    merge_plan = MergePlan(tuple(targets), options, plan, keep, notes)
+    for target in targets:
+        staging = _staging(merge_plan, target)
+        staging.check(merge_plan.bytes_written if len({o.parent for o in outs}) == 1 else 0)
+        if not options.resume:
+            more = leftover_notes(staging, resumable=True)
+            merge_plan = dataclasses.replace(merge_plan, notes=merge_plan.notes + more)
+    return merge_plan
 
 
 def merge(
@@ -134,107 +238,107 @@ def merge(
     Raises NonFiniteError, WriteError, OutputError, CheckpointError; then nothing was written.
     """
     start = time.perf_counter()
-    with _staging(plan) as staging:
-        outcome = run(plan.plan, staging, threads=threads or env.threads(), progress=progress)
-        if outcome.nonfinite and not plan.options.allow_nonfinite:
-            advice = "lower λ, use a wider --dtype, or pass --allow-nonfinite"
-            refuse_nonfinite(plan.plan, outcome.nonfinite, plan.target, advice)
-        for name, data in plan.plan.small:
-            staging.add(name, data)
-        staging.commit()
-    seconds = time.perf_counter() - start
-    notes = (*plan.notes, *staging.notes)
-    if outcome.nonfinite:
-        count = sum(outcome.nonfinite.values())
-        notes += (f"the result holds {count} values that are NaN or infinite, as allowed",)
+    notes = list(plan.notes)
+    with contextlib.ExitStack() as stack:
+        stagings = [stack.enter_context(_staging(plan, target)) for target in plan.targets]
+        taken = sum(len(staging.resumed) for staging in stagings)
+        if taken:
+            notes.append(f"resumed: {taken} blocks of a killed run were there")
+        elif plan.options.resume:
+            notes.append("nothing to resume: no killed run of this very merge was found")
+        outcomes = run(
+            plan.plan,
+            [
+                StagingSink(staging, target.outputs(plan.plan))
+                for target, staging in zip(plan.targets, stagings, strict=True)
+            ],
+            threads=threads or env.workers(),
+            progress=progress,
+        )
+        written = []
+        for target, staging, outcome in zip(plan.targets, stagings, outcomes, strict=True):
+            written.append(_finish(plan, target, staging, outcome, notes))
+        for staging in stagings:
+            staging.commit()
+            notes += staging.notes
     return MergeReport(
-        plan.target,
-        seconds,
+        tuple(written),
+        time.perf_counter() - start,
         plan.plan.bytes_read,
-        plan.plan.bytes_written,
-        outcome.elements,
-        outcome.unchanged,
-        notes,
+        tuple(notes),
     )
 
 
-def _check_distinct(vector: Vector, others: Iterable[Vector]) -> None:
-    for other in others:
-        if vector.checkpoint.path.samefile(other.checkpoint.path):
-            raise RecipeError(
-                f"--av {vector.name}: the same file or directory as {other.name}, expected each "
-                "alignment vector once; add the coefficients up"
-            )
+def _finish(
+    plan: MergePlan, target: Target, staging: Staging, outcome: Outcome, notes: list[str]
+) -> Written:
+    """Refuse or remark on what came out, and stage the small files."""
+    found = nonfinite_tensors(plan.plan, outcome.counts)
+    if found and not plan.options.allow_nonfinite:
+        advice = "lower λ, use a wider --dtype, or pass --allow-nonfinite"
+        refuse_nonfinite(plan.plan, found, target.path, advice)
+    if found:
+        count = sum(found.values())
+        notes.append(f"{target.path} holds {count} values that are NaN or infinite, as allowed")
+    for name, data in target.small:
+        staging.add(name, data)
+    outputs = target.outputs(plan.plan)
+    record = {**target.record, "measured": measured(target.recipe, outcome)}
+    record = with_files(record, outputs, outcome.digests, target.small)
+    text = dump(record)
+    staging.add(target.recipe_name, text)
+    nbytes = sum(entry["bytes"] for entry in record["files"].values()) + len(text)
+    return Written(target.path, target.recipe, record, nbytes)
 
 
-def _staging(plan: MergePlan) -> Staging:
+def _check_alike(recipes: Sequence[Recipe]) -> None:
+    def inputs(recipe: Recipe) -> tuple[object, ...]:
+        return (recipe.base, tuple(term.source for term in recipe.terms))
+
+    if not recipes or any(inputs(recipe) != inputs(recipes[0]) for recipe in recipes):
+        raise ValueError("the recipes of one merge have one base and the same AVs in one order")
+
+
+def _staging(plan: MergePlan, target: Target) -> Staging:
     return Staging(
-        plan.target,
-        directory=plan.directory,
+        target.path,
+        directory=target.directory,
         force=plan.options.force,
-        inputs=(
-            *plan.plan.inputs,
-            Path(plan.recipe.base),
-            *(Path(term.source.path) for term in plan.recipe.terms),
-        ),
-        companions=() if plan.directory else (name for name, _ in plan.plan.small),
+        inputs=(*(item.path for item in plan.plan.inputs), *plan.keep),
+        companions=() if target.directory else (target.recipe_name,),
+        plan_id=_plan_id(plan, target),
+        resume=plan.options.resume,
     )
 
 
-def _segments(
-    recipe: Recipe, base: Checkpoint, vectors: Mapping[str, Vector], layout: Layout
-) -> tuple[tuple[Path, ...], tuple[Segment, ...]]:
-    inputs = list(base.files)
-    first_file = {}
-    for path, vector in vectors.items():
-        first_file[path] = len(inputs)
-        inputs.extend(vector.checkpoint.files)
-    floating = {tensor.name for tensor in touched(base)}
-    segments = []
-    for tensor in base.tensors.values():
-        terms = []
-        for term in recipe.active if tensor.name in floating else ():
-            vector = vectors[term.source.path]
-            theirs = vector.checkpoint.tensors.get(tensor.name)
-            if theirs is not None:
-                file = first_file[term.source.path] + theirs.shard
-                values = Range(file, theirs.offset, theirs.dtype)
-                terms.append(TermRange(values, term.name, term.lam, vector.aligned))
-        segments.append(_segment(tensor, tuple(terms), layout.places[tensor.name]))
-    return tuple(inputs), tuple(segments)
+def _plan_id(plan: MergePlan, target: Target) -> str:
+    """Which bytes the target will hold: equal for two runs that write the same."""
+    facts = {
+        "record": target.record,
+        "outputs": [
+            (output.name, output.size, hashlib.sha256(output.prefix).hexdigest())
+            for output in plan.plan.outputs
+        ],
+        "inputs": [dataclasses.astuple(item.identity) for item in plan.plan.inputs],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _segment(tensor: Tensor, terms: tuple[TermRange, ...], place: Place) -> Segment:
-    plain = not terms and place.dtype == tensor.dtype
-    return Segment(
-        operation="copy" if plain else "combine",
-        tensor=tensor.name,
-        count=tensor.nbytes if plain else tensor.count,
-        base=Range(tensor.shard, tensor.offset, tensor.dtype),
-        terms=terms,
-        output=place.output,
-        offset=place.offset,
-        dtype=place.dtype,
-    )
-
-
-def _record(
-    recipe: Recipe, base: Checkpoint, vectors: Mapping[str, Vector], options: MergeOptions
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _prints(
+    base_path: str, base: Checkpoint, vectors: Mapping[str, Vector]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Fingerprints by path, and notes on vectors that were made from another base."""
     prints = {path: fingerprint(vector.checkpoint) for path, vector in vectors.items()}
-    prints[recipe.base] = fingerprint(base)
-    kinds = {path: "aligned" if v.aligned else "delta" for path, v in vectors.items()}
-    tag = options.dtype.tag if options.dtype else None
-    notes = []
-    for vector in vectors.values():
-        recorded = vector.base_fingerprint
-        if recorded is not None and recorded != prints[recipe.base]:
-            notes.append(
-                f"AV {vector.name} was extracted from another base "
-                f"({vector.metadata.get('avops.base', 'unnamed')}, fingerprint {recorded[:12]}…, "
-                f"here {prints[recipe.base][:12]}…): a transfer"
-            )
-    return recipe_record(recipe, prints, tag, kinds), tuple(notes)
+    prints[base_path] = fingerprint(base)
+    here = prints[base_path]
+    notes = tuple(
+        f"AV {vector.name} was extracted from another base "
+        f"({vector.metadata.get('avops.base', 'unnamed')}, fingerprint "
+        f"{vector.base_fingerprint[:12]}…, here {here[:12]}…): a transfer"
+        for vector in vectors.values()
+        if vector.base_fingerprint not in (None, here)
+    )
+    return prints, notes
 
 
 def _directory_files(
@@ -249,8 +353,7 @@ def _directory_files(
         where = str(base.directory / "config.json")
         files["config.json"] = patch_config(files["config.json"], dtype, where)
     files["README.md"] = model_card(record)
-    small = (*files.items(), *index_file(layout))
-    return (*small, (RECIPE_NAME, dump(listing(record, layout.outputs, small)))), notes
+    return (*files.items(), *index_file(layout)), notes
 
 
 def _file_notes(base: Checkpoint, out: Path) -> tuple[str, ...]:

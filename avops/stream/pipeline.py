@@ -1,54 +1,68 @@
-"""Read → combine → write, chunk by chunk, on several threads.
+"""Read → combine → write, window by window, on several threads.
 
-Memory is threads × chunk × (terms + 2), whatever the size of the model: each worker owns one
-buffer per operand and reuses it. Chunks are independent, so any thread count and chunk size
-give the same bytes.
+Memory is threads × window × (inputs + 1), whatever the size of the model. Windows are independent,
+so any number of threads, in any order, gives the same bytes.
 """
 
 from __future__ import annotations
 
-import os
+import resource
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import numpy as np
+from avops.disk.digest import BLOCK, block_digest, root_digest
+from avops.disk.source import Source
+from avops.stream.factors import FactorCache
+from avops.stream.plan import LowRankRange, Plan, Segment, bytes_per_count
+from avops.stream.windows import Window, windows
+from avops.stream.worker import Counts, Worker
 
-from avops.disk import Staging, open_regular, read_exactly
-from avops.dtypes import DType
-from avops.kernels import CombineStats, Operand, Term, combine, diff
-from avops.stream.plan import Chunk, Plan, Range, Segment, chunks
-
-CHUNK = 1 << 19
-_MAX_ITEM = 4
+# What all threads together may take for windows and their inputs.
+_MEMORY = 72 << 20
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class Outcome:
-    """What a run saw: element counts per tensor and in all."""
+    """What a run saw of one candidate: counts, and the digest of each output file."""
 
-    elements: int = 0
-    unchanged: int = 0
-    nonfinite: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
+    digests: tuple[str, ...] = ()
+
+
+class Sink(Protocol):
+    """Where the windows of one candidate go."""
+
+    @property
+    def resumed(self) -> Mapping[tuple[int, int], Any]:
+        """(file, block) to [digest, counts] of windows that an earlier run has put there."""
+
+    def open(self) -> None:
+        """Get ready."""
+
+    def matches(self, window: Window, digest: bytes) -> bool:
+        """Whether what is there for ``window`` has that digest."""
+
+    def put(self, window: Window, data: memoryview, digest: bytes, counts: Counts) -> None:
+        """Take the bytes of ``window``, and what was counted in it."""
 
 
 def run(
-    plan: Plan,
-    staging: Staging,
-    *,
-    threads: int,
-    progress: Progress | None = None,
-) -> Outcome:
-    """Carry out ``plan`` into ``staging``. ``progress(done, total)`` gets bytes read.
+    plan: Plan, sinks: Sequence[Sink], *, threads: int, progress: Progress | None = None
+) -> list[Outcome]:
+    """Carry out ``plan``, each candidate into its sink. ``progress(done, total)`` gets bytes read.
 
     The first error stops all workers and is raised. An interrupt does the same.
+    Raises CheckpointError when an input is not, or no longer, what was planned with.
     """
-    job = _Job(plan, staging, CHUNK, progress)
+    job = _Job(plan, sinks, progress)
     try:
+        threads, _ = affordable(plan, threads)
         with ThreadPoolExecutor(threads, thread_name_prefix="avops") as pool:
             try:
                 waiting = {pool.submit(job.work) for _ in range(threads)}
@@ -60,113 +74,126 @@ def run(
             except BaseException:
                 job.stop.set()
                 raise
+        for source in job.sources:
+            source.check()
     finally:
         job.close()
-    return job.outcome
+    return job.outcomes()
 
 
 class _Job:
-    """One run's shared state: descriptors, the queue of chunks, and the outcome."""
+    """One run's shared state: inputs, the queue of windows, and the outcomes."""
 
-    def __init__(self, plan: Plan, staging: Staging, chunk: int, progress: Progress | None) -> None:
-        self.plan, self.staging, self.chunk, self.progress = plan, staging, chunk, progress
-        self.outcome = Outcome()
+    def __init__(self, plan: Plan, sinks: Sequence[Sink], progress: Progress | None) -> None:
+        self.plan, self.sinks, self.progress = plan, sinks, progress
         self.stop = threading.Event()
         self._lock = threading.Lock()
-        self._queue: Iterator[Chunk] = chunks(plan, chunk)
+        self._queue: Iterator[Window] = windows(plan)
         self._total, self._done = plan.bytes_read, 0
-        self.inputs: list[int] = []
-        self.outputs: list[int] = []
+        self._counts = [Counts() for _ in sinks]
+        self._digests = [
+            [[b""] * -(-output.size // BLOCK) for output in plan.outputs] for _ in sinks
+        ]
+        self.sources: list[Source] = []
+        _allow_open_files(2 * (len(plan.inputs) + len(sinks) * len(plan.outputs)))
         try:
-            for path in plan.inputs:
-                self.inputs.append(open_regular(path))
-            for output in plan.outputs:
-                fd = staging.create(output.name, output.size)
-                staging.write(fd, output.prefix, 0)
-                self.outputs.append(fd)
+            for item in plan.inputs:
+                self.sources.append(Source(item.path, item.identity))
+            for sink in sinks:
+                sink.open()
         except BaseException:
             self.close()
             raise
+        self._factors = FactorCache(self.sources)
 
     def close(self) -> None:
-        for fd in self.inputs:
-            os.close(fd)
-        self.inputs.clear()
+        for source in self.sources:
+            source.close()
 
     def work(self) -> None:
-        buffers = _Buffers(self, self.plan.max_terms)
+        worker = Worker(self.plan, self.sources, self._factors)
         while not self.stop.is_set():
             with self._lock:
-                chunk = next(self._queue, None)
-            if chunk is None:
+                window = next(self._queue, None)
+            if window is None:
                 return
             try:
-                stats, nbytes = buffers.process(chunk)
-                self._record(chunk, stats, nbytes)
+                self._advance(self._process(worker, window))
             except BaseException:
                 self.stop.set()
                 raise
 
-    def _record(self, chunk: Chunk, stats: CombineStats | None, nbytes: int) -> None:
+    def _process(self, worker: Worker, window: Window) -> int:
+        """Carry out ``window`` where it is not done yet. Returns the bytes read."""
+        wanted = [
+            candidate
+            for candidate, sink in enumerate(self.sinks)
+            if not self._resume(candidate, sink, window)
+        ]
+        if not wanted:
+            return sum(piece.count * bytes_per_count(piece.segment) for piece in window.pieces)
+        operands, nbytes = worker.read(window)
+        for candidate, data, counts in worker.candidates(window, operands, wanted):
+            digest = block_digest(data)
+            self.sinks[candidate].put(window, data, digest, counts)
+            self._record(candidate, window, digest, counts)
+        return nbytes
+
+    def _resume(self, candidate: int, sink: Sink, window: Window) -> bool:
+        found = sink.resumed.get((window.output, window.block))
+        if found is None:
+            return False
+        digest = bytes.fromhex(found[0])
+        if not sink.matches(window, digest):
+            return False
+        self._record(candidate, window, digest, Counts.from_json(found[1]))
+        return True
+
+    def _record(self, candidate: int, window: Window, digest: bytes, counts: Counts) -> None:
         with self._lock:
-            if stats is not None:
-                self.outcome.elements += chunk.count
-                self.outcome.unchanged += stats.unchanged
-                if stats.nonfinite:
-                    self.outcome.nonfinite[chunk.segment.tensor] += stats.nonfinite
-            self._done += nbytes
+            self._counts[candidate].update(counts)
+            self._digests[candidate][window.output][window.block] = digest
+
+    def _advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._done = min(self._done + nbytes, self._total)
             if self.progress is not None:
                 self.progress(self._done, self._total)
 
-
-class _Buffers:
-    """One worker's buffers: base, each term, output."""
-
-    def __init__(self, job: _Job, terms: int) -> None:
-        self.job = job
-        size = job.chunk * _MAX_ITEM
-        self._base, self._out = np.empty(size, np.uint8), np.empty(size, np.uint8)
-        self._terms = [np.empty(size, np.uint8) for _ in range(terms)]
-
-    def process(self, chunk: Chunk) -> tuple[CombineStats | None, int]:
-        """Carry out ``chunk``. Returns the statistics and the bytes read."""
-        segment = chunk.segment
-        if segment.operation == "copy":
-            data = self._base[: chunk.count]
-            self._read_bytes(segment.base, chunk.start, data)
-            self._write(segment, chunk.start, data)
-            return None, chunk.count
-        base = self._read(self._base, segment.base, chunk)
-        terms = [
-            Term(self._read(buffer, term.values, chunk), term.lam, term.aligned)
-            for buffer, term in zip(self._terms, segment.terms, strict=False)
+    def outcomes(self) -> list[Outcome]:
+        return [
+            Outcome(counts, tuple(root_digest(blocks) for blocks in digests))
+            for counts, digests in zip(self._counts, self._digests, strict=True)
         ]
-        out = _operand(self._out, segment.dtype, chunk.count)
-        if segment.operation == "combine":
-            stats = combine(base, terms, out)
-        else:
-            found = diff(base, terms[0].values, out)
-            stats = CombineStats(nonfinite=found.nonfinite, unchanged=found.zeros)
-        size = segment.dtype.size
-        self._write(segment, chunk.start * size, self._out[: chunk.count * size])
-        nbytes = base.array.nbytes + sum(term.values.array.nbytes for term in terms)
-        return stats, nbytes
-
-    def _read(self, buffer: np.ndarray, where: Range, chunk: Chunk) -> Operand:
-        operand = _operand(buffer, where.dtype, chunk.count)
-        start = chunk.start * where.dtype.size
-        self._read_bytes(where, start, buffer[: chunk.count * where.dtype.size])
-        return operand
-
-    def _read_bytes(self, where: Range, start: int, data: np.ndarray) -> None:
-        fd = self.job.inputs[where.file]
-        path = self.job.plan.inputs[where.file]
-        read_exactly(fd, data.data, where.offset + start, str(path))
-
-    def _write(self, segment: Segment, start: int, data: np.ndarray) -> None:
-        fd = self.job.outputs[segment.output]
-        self.job.staging.write(fd, data.data, segment.offset + start)
 
 
-def _operand(buffer: np.ndarray, dtype: DType, count: int) -> Operand:
-    return Operand(buffer[: count * dtype.size].view(dtype.storage), dtype)
+def affordable(plan: Plan, threads: int) -> tuple[int, int]:
+    """``threads``, or fewer when their memory would be too much, and bytes of memory for each."""
+    largest = max(map(_input_bytes, plan.segments), default=1.0)
+    each = int(BLOCK * (1 + largest))
+    return max(1, min(threads, _MEMORY // each)), each
+
+
+def _input_bytes(segment: Segment) -> float:
+    """Bytes in memory of what one byte of output is made from."""
+    if not segment.nbytes or segment.operation == "copy":
+        return 1.0
+    low_rank = sum(isinstance(term.values, LowRankRange) for term in segment.terms)
+    return (bytes_per_count(segment) + 4 * low_rank) / segment.dtype.size
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the soft limit of open files as far as the system allows, if it is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 64
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+
+
+def nonfinite_tensors(plan: Plan, counts: Counts) -> Counter[str]:
+    """Non-finite values by tensor's name."""
+    found: Counter[str] = Counter()
+    for number, count in counts.nonfinite.items():
+        found[plan.segments[number].tensor] += count
+    return found

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from avops.disk.source import Identity
 from avops.dtypes import DType
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to read, and which version of it was planned with."""
+
+    path: Path
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -19,21 +27,40 @@ class Range:
 
 
 @dataclass(frozen=True)
-class TermRange:
-    """A term's elements. lam is float32; aligned: weights rather than differences."""
+class LowRankRange:
+    """The factors of Δ = scale · B@A, or its transpose. sizes: A is [rank, n], B is [m, rank]."""
 
-    values: Range
+    a: Range
+    b: Range
+    rank: int
+    sizes: tuple[int, int]
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class TermRange:
+    """A term's elements: those of the segment, one for one.
+
+    term: number of the alignment vector in the recipe. lams: its float32 coefficient here, per
+    candidate. aligned: weights rather than differences.
+    """
+
+    values: Range | LowRankRange
     name: str
-    lam: float
+    term: int
+    lams: tuple[float, ...]
     aligned: bool
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One tensor's way from inputs to an output file.
+    """Consecutive elements of one tensor on their way from inputs to an output file.
 
-    operation: ``combine`` (out = base + Σ λ·Δ), ``diff`` (out = terms[0] − base), or ``copy``
-    (bytes of base). count: elements (bytes for a copy). output: number of the output file.
+    operation: ``combine`` (out = base + Σ λ·Δ), ``diff`` (out = terms[0] − base), ``delta``
+    (out = terms[0]), or ``copy`` (bytes of base). first: the flat index of the first element in
+    its tensor. count: elements (bytes for a copy). output: number of the output file. offset:
+    absolute, in that file. key: seeds this tensor's dither, None for nearest rounding.
     """
 
     operation: str
@@ -44,6 +71,13 @@ class Segment:
     output: int
     offset: int
     dtype: DType
+    first: int = 0
+    key: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        return self.count if self.operation == "copy" else self.count * self.dtype.size
 
 
 @dataclass(frozen=True)
@@ -57,25 +91,25 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """Inputs, outputs and segments in the order of the base's files.
+    """Inputs, output files and segments, these in the order of their place in the outputs.
 
-    small: files written beside the outputs (sidecars, index, recipe), by name.
+    candidates: how many λ points are written, each to files of its own with these names.
     """
 
-    inputs: tuple[Path, ...]
+    inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     segments: tuple[Segment, ...]
-    small: tuple[tuple[str, bytes], ...] = ()
+    candidates: int = 1
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of all output files."""
-        return sum(out.size for out in self.outputs) + sum(len(data) for _, data in self.small)
+        """Bytes of the output files of all candidates."""
+        return self.candidates * sum(out.size for out in self.outputs)
 
     @property
     def bytes_read(self) -> int:
         """Bytes of tensor data read from the inputs."""
-        return sum(segment_bytes(segment) for segment in self.segments)
+        return sum(segment.count * bytes_per_count(segment) for segment in self.segments)
 
     @property
     def max_terms(self) -> int:
@@ -83,25 +117,11 @@ class Plan:
         return max((len(segment.terms) for segment in self.segments), default=0)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A part of a segment: ``count`` elements from element ``start``."""
-
-    segment: Segment
-    start: int
-    count: int
-
-
-def chunks(plan: Plan, elements: int) -> Iterator[Chunk]:
-    """The plan's work in pieces of at most ``elements`` elements, in order."""
-    for segment in plan.segments:
-        for start in range(0, segment.count, elements):
-            yield Chunk(segment, start, min(elements, segment.count - start))
-
-
-def segment_bytes(segment: Segment) -> int:
-    """Bytes that ``segment`` reads."""
+def bytes_per_count(segment: Segment) -> int:
+    """Bytes read for one of the segment's elements; low-rank factors, read once, not counted."""
     if segment.operation == "copy":
-        return segment.count
-    sizes = (segment.base.dtype.size, *(term.values.dtype.size for term in segment.terms))
-    return segment.count * sum(sizes)
+        return 1
+    size = 0 if segment.operation == "delta" else segment.base.dtype.size
+    return size + sum(
+        term.values.dtype.size for term in segment.terms if isinstance(term.values, Range)
+    )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from avops.cli.main import main
 from avops.disk import RECIPE_NAME
-from avops.stream import pipeline
+from avops.stream.sink import StagingSink
 from small_project import SmallProject
 
 WORD_FOR_WORD = ["merge", "base.safetensors", "--av", "med:-1", "fin:-1", "leg:.6"]
@@ -241,7 +241,7 @@ def test_an_interrupt(
         writes.append(args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline._Buffers, "_write", interrupted)
+    monkeypatch.setattr(StagingSink, "put", interrupted)
     before = sorted(os.listdir())
     argv = ["base.safetensors", "aligned/fin.safetensors", "-o", "new/av.safetensors"]
     avops(*(WORD_FOR_WORD if verb == "merge" else [verb, *argv]), code=130)
@@ -348,7 +348,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AVOPS_BACKEND", raising=False)
     data = result(capsys, "doctor")
     chosen = {row["operation"]: row["backend"] for row in data["backends"] if row["chosen"]}
-    assert set(chosen) == {"combine", "diff"}
+    assert set(chosen) == {"combine", "diff", "lowrank"}
     monkeypatch.setenv("AVOPS_BACKEND", "reference")
     data = result(capsys, "doctor")
     assert {row["backend"] for row in data["backends"] if row["chosen"]} == {"reference"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from adapters import save_by_hand
 from avops.errors import MismatchError, RecipeError
 from avops.knobs import Knobs
 
@@ -93,3 +94,41 @@ def test_weights_changed_from_outside_are_set_again(tmp_path: Path) -> None:
         model.embed.weight.zero_()
     knobs.set(a=0.5)
     assert torch.equal(model.embed.weight, before)
+
+
+def adapter(directory: Path, *modules: str) -> Path:
+    """The same difference for each of ``modules`` of the tied model: embedding or head."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 4, generator=generator), torch.randn(5, 2, generator=generator)
+    tensors = {}
+    if "head" in modules:
+        tensors |= {"head.lora_A.weight": a, "head.lora_B.weight": b}
+    if "embed" in modules:
+        tensors |= {"embed.lora_embedding_A": b.T, "embed.lora_embedding_B": a.T}
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    return save_by_hand(directory, arrays)
+
+
+def test_an_adapter_that_moves_both_names_alike(tmp_path: Path) -> None:
+    base, _ = files(tmp_path)
+    model = Tied()
+    knobs = Knobs(model, {"a": adapter(tmp_path / "both", "head", "embed")}, base=base)
+    before = model.head.weight.detach().clone()
+    knobs.set(a=1)
+    assert not torch.equal(model.head.weight, before)
+    assert model.head.weight.data_ptr() == model.embed.weight.data_ptr()
+
+
+@pytest.mark.parametrize("module", ["head", "embed"])
+def test_an_adapter_that_moves_one_name_is_refused(tmp_path: Path, module: str) -> None:
+    base, _ = files(tmp_path)
+    with pytest.raises(MismatchError, match=r"'head.weight' and 'embed.weight' differ in AV a"):
+        Knobs(Tied(), {"a": adapter(tmp_path / "one", module)}, base=base)
+
+
+def test_an_adapter_of_a_tensor_without_a_parameter(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 5, bias=False)
+    base = {"weight": torch.randn(5, 4), "head.weight": torch.ones(5, 4)}
+    save_file(base, tmp_path / "b.safetensors")
+    with pytest.raises(MismatchError, match=r"'head.weight' has no parameter.*AV a changes it"):
+        Knobs(model, {"a": adapter(tmp_path / "a", "head")}, base=tmp_path / "b.safetensors")

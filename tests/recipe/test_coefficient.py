@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from avops.errors import RecipeError
 from avops.recipe import parse_lam, round_f32
-from avops.recipe.coefficient import parse_range
+from avops.recipe.coefficient import parse_range, plain_text
 
 
 def nearest_by_search(value: Fraction) -> np.float32:
@@ -105,3 +105,11 @@ def test_parse_range_is_exact() -> None:
 def test_parse_range_refuses(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_range(text, "--av x")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("-.50", "-0.5"), ("+2.", "2"), ("1e-3", "0.001"), ("1e2", "100"), ("-0", "0"), ("10", "10")],
+)
+def test_plain_text(text: str, plain: str) -> None:
+    assert plain_text(text) == plain

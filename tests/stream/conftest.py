@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from avops.stream import pipeline, windows, worker
 from families import Family, Save, make_tensors
 
 
@@ -16,6 +17,15 @@ def family(save: Save) -> Family:
     models = make_tensors(0)
     paths = {name: save(f"{name}.safetensors", tensors) for name, tensors in models.items()}
     return Family(paths["base"], paths["one"], paths["two"], models)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Windows of a prime number of bytes, so that small models have hundreds of them."""
+    size = 13
+    for module in (windows, worker, pipeline):
+        monkeypatch.setattr(module, "BLOCK", size)
+    return size
 
 
 # Cut differently, with floating values in every shard of ``one`` and ``two``, and one shard of the

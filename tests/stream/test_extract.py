@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avops.disk import RECIPE_NAME, open_checkpoint
+from adapters import delta, family_adapter, wide
+from avops.disk import RECIPE_NAME, LowRank, check_vector, open_checkpoint, open_vector
 from avops.dtypes import BF16, F32, DType
+from avops.errors import CheckpointError
 from avops.stream import extract, plan_extract
 from bits import bf16
 from families import Family
@@ -77,3 +79,50 @@ def test_a_shard_without_floating_tensors_is_left_out(
     assert sorted(set(index["weight_map"].values())) == files
     assert sorted(index["weight_map"]) == list(FLOATING)
     assert index["metadata"]["total_size"] == 4 * (37 * 16 + 1031 + 16 * 17 + 5 * 3 + 1)
+
+
+def adapter_deltas(family: Family, directory: Path) -> dict[str, np.ndarray]:
+    """Differences of the adapter in ``directory``, in float32."""
+    vector = open_vector("x", directory)
+    found = {}
+    for name, part in vector.parts.items():
+        if isinstance(part, LowRank):
+            found[name] = delta(vector, part)
+        else:
+            whole = wide(vector, part.tensor)
+            found[name] = (whole - family.wide("base", name)).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "out"), [("family", "av.safetensors"), ("sharded_family", "av")]
+)
+def test_extract_from_an_adapter(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    layout: str,
+    out: str,
+    whole: bool,
+    dtype: DType,
+) -> None:
+    """Only what the adapter changes is written, and the file says that the rest is zero."""
+    family: Family = request.getfixturevalue(layout)
+    adapter = family_adapter(tmp_path / "adapter", whole=whole)
+    report = extract(plan_extract(str(family.base), str(adapter), tmp_path / out, dtype=dtype))
+    values = adapter_deltas(family, adapter)
+    assert set(values) == {"model.embed.weight", "model.router.weight"}
+    rounded = {n: bf16(v) if dtype is BF16 else v for n, v in values.items()}
+    assert written(tmp_path / out) == {n: v.tobytes() for n, v in rounded.items()}
+    assert (report.tensors, report.elements, report.zeros) == (2, 37 * 16 + 5 * 3, 0)
+    vector = open_vector("x", tmp_path / out)
+    assert (vector.kind, vector.partial) == ("delta", True)
+    check_vector(open_checkpoint(family.base), vector)
+
+
+def test_extract_of_a_delta_file(family: Family, tmp_path: Path) -> None:
+    out = tmp_path / "av.safetensors"
+    extract(plan_extract(str(family.base), str(family.two), out))
+    with pytest.raises(CheckpointError, match="already an alignment vector, expected an aligned"):
+        plan_extract(str(family.base), str(out), tmp_path / "more.safetensors")

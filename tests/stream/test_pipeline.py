@@ -12,7 +12,8 @@ import pytest
 from avops.errors import AvopsError, NonFiniteError
 from avops.recipe import Recipe, Source, Term, parse_lam
 from avops.stream import MergePlan, merge, nonfinite, pipeline, plan_merge
-from avops.stream.plan import Chunk
+from avops.stream.windows import Window
+from avops.stream.worker import Worker
 from families import Family, Save
 
 
@@ -22,8 +23,8 @@ def plan_of(base: Path, avs: dict[str, Path], out: Path) -> MergePlan:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[pipeline._Job]:
-    """The jobs of the runs under test, cut into hundreds of chunks."""
+def jobs(monkeypatch: pytest.MonkeyPatch, small_windows: int) -> list[pipeline._Job]:
+    """The jobs of the runs under test, cut into hundreds of windows."""
     made: list[pipeline._Job] = []
 
     class Watched(pipeline._Job):
@@ -31,7 +32,6 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[pipeline._Job]:
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(pipeline, "CHUNK", 7)
     monkeypatch.setattr(pipeline, "_Job", Watched)
     return made
 
@@ -41,23 +41,23 @@ def test_a_failing_worker_stops_the_others(
 ) -> None:
     """The last of them fails, while the main thread waits for the first.
 
-    Each of the others is at a chunk then, which it finishes.
+    Each of the others is at a window then, which it finishes.
     """
     threads, after = 3, []
-    at_a_chunk = threading.Barrier(threads, timeout=60)
+    at_a_window = threading.Barrier(threads, timeout=60)
     plan = plan_of(family.base, {"one": family.one}, tmp_path / "out.safetensors")
-    real = pipeline._Buffers.process
+    real = Worker.read
 
-    def process(buffers: pipeline._Buffers, chunk: Chunk) -> object:
+    def read(worker: Worker, window: Window) -> object:
         if not jobs[0].stop.is_set() and not after:
-            at_a_chunk.wait()
+            at_a_window.wait()
             if threading.current_thread().name == f"avops_{threads - 1}":
                 raise AvopsError("the disk is gone")
             jobs[0].stop.wait(10)
-        after.append(chunk)
-        return real(buffers, chunk)
+        after.append(window)
+        return real(worker, window)
 
-    monkeypatch.setattr(pipeline._Buffers, "process", process)
+    monkeypatch.setattr(Worker, "read", read)
     with pytest.raises(AvopsError, match="the disk is gone"):
         merge(plan, threads=threads)
     assert len(after) == threads - 1

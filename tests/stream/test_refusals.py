@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from avops.disk import RECIPE_NAME
+from avops.disk.digest import file_digest
 from avops.errors import BackendError, CheckpointError, MismatchError, OutputError, RecipeError
 from avops.recipe import Recipe, Source, Term
 from avops.stream import MergeOptions, extract, merge, plan_extract, plan_merge
@@ -87,7 +88,10 @@ def test_leftovers_are_said(family: Family, tmp_path: Path) -> None:
 def test_the_directory_lists_its_files(family: Family, tmp_path: Path) -> None:
     recipe, out = Recipe(str(family.base), (term(family.one),)), tmp_path / "out"
     merge(plan_merge(recipe, out))
-    assert json.loads((out / RECIPE_NAME).read_text())["files"] == sorted(os.listdir(out))
+    listed = json.loads((out / RECIPE_NAME).read_text())["files"]
+    assert [*listed, RECIPE_NAME] == sorted([*os.listdir(out)], key=lambda n: (n == RECIPE_NAME, n))
+    for name, facts in listed.items():
+        assert facts == {"bytes": (out / name).stat().st_size, "xxh3": file_digest(out / name)}
     merge(plan_merge(recipe, out, MergeOptions(force=True)))
     (out / "eval.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"'eval.txt' in it is not listed"):

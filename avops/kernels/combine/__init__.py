@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from avops.kernels import registry
 from avops.kernels.operands import (
+    Dither,
     Operand,
     Term,
     check_operand,
@@ -26,6 +27,8 @@ class CombineStats:
 
     nonfinite: int
     unchanged: int
+    overflowed: int = 0
+    flushed: int = 0
 
 
 def combine(
@@ -33,6 +36,7 @@ def combine(
     terms: Sequence[Term],
     out: Operand,
     *,
+    rounding: Dither | None = None,
     threads: int = 1,
     backend: str | registry.Implementation | None = None,
 ) -> CombineStats:
@@ -72,5 +76,7 @@ def combine(
     check_operand(out, "out", length)
     check_output(out, base, [term.values for term in terms])
     check_threads(threads)
+    if rounding is not None:
+        raise NotImplementedError
     nonfinite, unchanged = implementation.run(base, terms, out, threads)
     return CombineStats(nonfinite, unchanged)

@@ -1,0 +1,163 @@
+"""What `avops merge` was asked for: recipes and their outputs, from flags or from a config file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from avops.cli import project
+from avops.cli.options import dtype_of
+from avops.dtypes import DTYPES, DType
+from avops.errors import OutputError, RecipeError, UserError
+from avops.recipe import (
+    Recipe,
+    Term,
+    apply_rules,
+    expand_candidates,
+    parse_candidates,
+    parse_recipe_file,
+    parse_skip,
+    parse_where,
+)
+from avops.stream import MergeOptions, default_target
+
+_YAML = (".yml", ".yaml")
+_MAX_CONFIG = 64 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """Recipes with their outputs, and how to merge. notes: what the user should know."""
+
+    wanted: tuple[tuple[Recipe, Path], ...]
+    options: MergeOptions
+    notes: tuple[str, ...] = ()
+
+
+def request_of(args: argparse.Namespace) -> Request:
+    """The request in ``args``. Raises UserError for what contradicts itself."""
+    options = MergeOptions(
+        dtype=dtype_of(args),
+        force=args.force,
+        allow_missing=args.allow_missing,
+        allow_extra=args.allow_extra,
+        allow_nonfinite=args.allow_nonfinite,
+        vocab=args.vocab,
+        rounding=args.rounding,
+        seed=args.seed,
+        resume=args.resume,
+    )
+    name = args.base or ""
+    if name.endswith((*_YAML, ".json")):
+        _refuse_with_config(args)
+        made = _from_mergekit if name.endswith(_YAML) else _from_recipe
+        return made(Path(name), args, options)
+    return _from_flags(args, options)
+
+
+def output_path(text: str) -> Path:
+    """The path of an output. Raises UserError for a directory that is named like a file."""
+    path = Path(text)
+    if text.endswith("/") and path.suffix == ".safetensors":
+        raise OutputError(
+            f"-o {text}: a directory named like a file; leave out the '/' for one file, or "
+            f"give a directory another name, such as {path.with_suffix('')}/"
+        )
+    return path
+
+
+def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
+    found = project.load_project()
+    given = project.base_of(args.base, found)
+    if not args.av:
+        raise UserError(
+            "no --av given, expected alignment vectors with λ such as --av med:-1, or a config "
+            "file (.yml of mergekit, avops_recipe.json) in place of BASE"
+        )
+    rules = [parse_where(text) for text in args.where]
+    rules += [(None, parse_skip(glob)) for glob in args.skip]
+    candidates = parse_candidates(project.terms_of(args.av), project.sources(found))
+    candidates = tuple(apply_rules(terms, rules) for terms in candidates)
+    base = project.located(given, quiet=args.json)
+    outs = _outputs(args.out, base, candidates)
+    located = project.located_terms(candidates[0], quiet=args.json)
+    paths = [term.source for term in located]
+    wanted = tuple(
+        (Recipe(base, tuple(map(_with_source, terms, paths))), out)
+        for terms, out in zip(candidates, outs, strict=True)
+    )
+    return Request(wanted, options)
+
+
+def _with_source(term: Term, source: object) -> Term:
+    return replace(term, source=source)
+
+
+def _outputs(
+    out: str | None, base: str, candidates: tuple[tuple[Term, ...], ...]
+) -> tuple[Path, ...]:
+    if out is not None:
+        return tuple(map(output_path, expand_candidates(out, candidates)))
+    if len(candidates) > 1:
+        raise OutputError(
+            f"{len(candidates)} candidates and no -o, expected a template with the name of each "
+            "AV that varies, such as -o 'merged-{med}'"
+        )
+    return (default_target(base),)
+
+
+def _refuse_with_config(args: argparse.Namespace) -> None:
+    for flag in ("av", "where", "skip"):
+        if getattr(args, flag):
+            raise UserError(
+                f"--{flag} with {args.base}: a config file says what to merge; "
+                "give one or the other"
+            )
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise RecipeError(f"{path}: larger than {_MAX_CONFIG} bytes, expected a config file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+
+
+def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
+    from avops.disk import open_base
+    from avops.recipe.mergekit import parse_mergekit
+
+    config = parse_mergekit(_read(path), file=str(path))
+    local = project.located(config.base.path, quiet=args.json)
+    recipe = config.recipe(tuple(open_base(local).tensors))
+    terms = tuple(
+        replace(term, source=replace(term.source, path=local))
+        if term.source.path == config.base.path
+        else project.located_terms([term], quiet=args.json)[0]
+        for term in recipe.terms
+    )
+    if options.dtype is None and config.dtype:
+        options = replace(options, dtype=_dtype(config.dtype))
+    out = output_path(args.out) if args.out else default_target(local)
+    return Request(((Recipe(local, terms), out),), options, config.notes)
+
+
+def _dtype(name: str) -> DType:
+    return next(dtype for dtype in DTYPES.values() if name in (dtype.torch, dtype.tag))
+
+
+def _from_recipe(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
+    found = parse_recipe_file(_read(path), str(path))
+    base = project.located(found.recipe.base, quiet=args.json)
+    recipe = Recipe(base, project.located_terms(found.recipe.terms, quiet=args.json))
+    options = replace(
+        options,
+        dtype=options.dtype or (_dtype(found.dtype) if found.dtype else None),
+        rounding=found.rounding,
+        seed=found.seed or 0,
+        vocab=found.vocab,
+    )
+    out = output_path(args.out) if args.out else default_target(base)
+    return Request(((recipe, out),), options)

@@ -1,0 +1,250 @@
+"""Workers: read what a window needs, combine it, and hand out the window's bytes.
+
+A worker owns its memory and reuses it: one window of output, and an arena for the inputs of one
+window. Reads that touch in a file are one read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from avops.disk.digest import BLOCK
+from avops.disk.source import ALIGN, DIRECT_FROM, Source, aligned_memory
+from avops.dtypes import DTYPES, F32
+from avops.kernels import CombineStats, Dither, Operand, Term, combine, diff, lowrank
+from avops.kernels.rounding import widen
+from avops.stream.effective import Sums, inner_products, sampled
+from avops.stream.factors import FactorCache
+from avops.stream.plan import LowRankRange, Plan, Range, Segment
+from avops.stream.windows import Piece, Window
+
+_BYTES = DTYPES["U8"]
+
+
+@dataclass
+class Counts:
+    """What was seen in a window: elements of combined tensors, and events among the outputs.
+
+    nonfinite: by number of the segment.
+    """
+
+    elements: int = 0
+    unchanged: int = 0
+    overflowed: int = 0
+    flushed: int = 0
+    nonfinite: Counter[int] = field(default_factory=Counter)
+    sums: list[Sums] = field(default_factory=list)
+
+    def add(self, piece: Piece, stats: CombineStats) -> None:
+        """Count one piece."""
+        self.elements += piece.count
+        self.unchanged += stats.unchanged
+        self.overflowed += stats.overflowed
+        self.flushed += stats.flushed
+        if stats.nonfinite:
+            self.nonfinite[piece.number] += stats.nonfinite
+
+    def update(self, other: Counts) -> None:
+        """Add another window's counts."""
+        self.elements += other.elements
+        self.unchanged += other.unchanged
+        self.overflowed += other.overflowed
+        self.flushed += other.flushed
+        self.nonfinite.update(other.nonfinite)
+        self.sums += other.sums
+
+    def to_json(self) -> list[Any]:
+        """For the journal."""
+        sums = [[found.terms, found.gram] for found in self.sums]
+        numbers = [self.elements, self.unchanged, self.overflowed, self.flushed]
+        return [*numbers, list(self.nonfinite.items()), sums]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Counts:
+        """The counts that ``to_json`` made."""
+        *numbers, nonfinite, sums = data
+        found = [Sums(tuple(terms), tuple(gram)) for terms, gram in sums]
+        return cls(*numbers, Counter(dict(nonfinite)), found)
+
+
+class Worker:
+    """One thread's memory and its way through a window."""
+
+    def __init__(self, plan: Plan, sources: Sequence[Source], factors: FactorCache) -> None:
+        self._plan, self._sources, self._factors = plan, sources, factors
+        self._out_memory = aligned_memory(BLOCK)
+        self._out = np.frombuffer(self._out_memory, np.uint8)
+        self._arena = np.empty(0, np.uint8)
+        self._scratch = np.empty(0, np.float32)
+        self._deltas: dict[tuple[int, int], Operand] = {}
+
+    def read(self, window: Window) -> tuple[list[list[Operand]], int]:
+        """The operands of every piece of ``window``, base first, and the bytes read."""
+        wanted = []  # file, offset, bytes, place of the piece, order in it, dtype
+        for place, piece in enumerate(window.pieces):
+            for order, where in enumerate(_ranges(piece.segment)):
+                dtype = _BYTES if piece.segment.operation == "copy" else where.dtype
+                offset, nbytes = where.offset + piece.first * dtype.size, piece.count * dtype.size
+                wanted.append((where.file, offset, nbytes, place, order, dtype))
+        wanted.sort(key=lambda item: item[:5])
+        runs: list[list[int]] = []  # file, offset, end
+        for file, offset, nbytes, *_ in wanted:
+            if not runs or runs[-1][0] != file or runs[-1][2] != offset:
+                runs.append([file, offset, offset])
+            runs[-1][2] += nbytes
+        starts = iter(self._fetch(runs))
+        found: dict[tuple[int, int], Operand] = {}
+        end, at = (-1, -1), 0
+        for file, offset, nbytes, place, order, dtype in wanted:
+            at = at if end == (file, offset) else next(starts)
+            raw = self._arena[at : at + nbytes]
+            found[place, order] = Operand(raw.view(dtype.storage), dtype)
+            end, at = (file, offset + nbytes), at + nbytes
+        operands = [
+            [found[place, order] for order in range(len(_ranges(piece.segment)))]
+            for place, piece in enumerate(window.pieces)
+        ]
+        return operands, sum(item[2] for item in wanted)
+
+    def _fetch(self, runs: Sequence[Sequence[int]]) -> list[int]:
+        """Read ``runs`` into the arena. Returns where each begins."""
+        starts, end = [], 0
+        for _, offset, stop in runs:
+            if stop - offset >= DIRECT_FROM:
+                start = -(-end // ALIGN) * ALIGN + offset % ALIGN
+                end = -(-(start + stop - offset) // ALIGN) * ALIGN
+            else:
+                start = end
+                end += stop - offset
+            starts.append(start)
+        if end > self._arena.size:
+            self._arena = np.frombuffer(aligned_memory(end), np.uint8)
+        memory = self._arena.data
+        for (file, offset, stop), start in zip(runs, starts, strict=True):
+            self._sources[file].read(memory, start, offset, stop - offset)
+        return starts
+
+    def candidates(
+        self, window: Window, operands: Sequence[Sequence[Operand]], wanted: Sequence[int]
+    ) -> Iterator[tuple[int, memoryview, Counts]]:
+        """The window's bytes for each candidate in ``wanted``, and what was counted.
+
+        The bytes are good until the next step.
+        """
+        prefix = self._plan.outputs[window.output].prefix
+        head = prefix[window.start : window.start + window.nbytes]
+        self._low_rank(window)
+        for candidate in wanted:
+            counts = Counts()
+            self._out[: len(head)] = np.frombuffer(head, np.uint8)
+            for place, piece in enumerate(window.pieces):
+                self._compute(place, piece, operands[place], candidate, counts)
+            yield candidate, self._out[: window.nbytes].data, counts
+
+    def _low_rank(self, window: Window) -> None:
+        """Δ of the low-rank terms of all pieces, f32, once for all candidates."""
+        self._deltas.clear()
+        wanted = [
+            (place, piece, order, term.values)
+            for place, piece in enumerate(window.pieces)
+            for order, term in enumerate(piece.segment.terms)
+            if isinstance(term.values, LowRankRange)
+        ]
+        total = sum(piece.count for _, piece, _, _ in wanted)
+        if total > self._scratch.size:
+            self._scratch = np.empty(total, np.float32)
+        at = 0
+        for place, piece, order, where in wanted:
+            out = Operand(self._scratch[at : at + piece.count], F32)
+            lowrank(self._factors.get(where), piece.segment.first + piece.first, out)
+            self._deltas[place, order] = out
+            at += piece.count
+
+    def _compute(
+        self,
+        place: int,
+        piece: Piece,
+        operands: Sequence[Operand],
+        candidate: int,
+        counts: Counts,
+    ) -> None:
+        segment = piece.segment
+        target = self._out[piece.at : piece.at + piece.nbytes]
+        if segment.operation == "copy":
+            target[:] = operands[0].array
+            return
+        size = piece.count * segment.dtype.size
+        whole = piece.nbytes == size
+        raw = target if whole else np.empty(size, np.uint8)
+        out = Operand(raw.view(segment.dtype.storage), segment.dtype)
+        stats, terms = self._operate(place, piece, operands, candidate, out)
+        if not whole:
+            target[:] = raw[piece.skip : piece.skip + piece.nbytes]
+        if piece.counted and stats is not None:
+            counts.add(piece, stats)
+            if terms:
+                counts.sums += _sums(piece, operands[0], terms, out)
+
+    def _operate(
+        self, place: int, piece: Piece, operands: Sequence[Operand], candidate: int, out: Operand
+    ) -> tuple[CombineStats | None, list[tuple[int, Term]]]:
+        """Compute a piece into ``out``. Returns its counts and its terms by number."""
+        segment = piece.segment
+        if segment.operation == "diff":
+            found = diff(operands[0], operands[1], out)
+            return CombineStats(nonfinite=found.nonfinite, unchanged=found.zeros), []
+        values = self._values(place, piece, operands)
+        if segment.operation == "delta":
+            stats = combine(values[0], (), out)
+            zeros = int(np.count_nonzero(widen(out) == 0))
+            return CombineStats(nonfinite=stats.nonfinite, unchanged=zeros), []
+        terms = [
+            (term.term, Term(value, term.lams[candidate], term.aligned))
+            for term, value in zip(segment.terms, values, strict=True)
+            if term.lams[candidate] != 0
+        ]
+        if not terms and segment.dtype == segment.base.dtype:
+            # Bit for bit the base's, as if this candidate's tensor had been copied.
+            out.array.view(np.uint8)[:] = operands[0].array.view(np.uint8)
+            return None, []
+        rounding = None
+        if segment.key is not None:
+            rounding = Dither(segment.key, segment.first + piece.first)
+        return combine(operands[0], [term for _, term in terms], out, rounding=rounding), terms
+
+    def _values(self, place: int, piece: Piece, operands: Sequence[Operand]) -> list[Operand]:
+        """The terms' values: stored ones as read, low-rank ones as computed."""
+        stored = iter(operands if piece.segment.operation == "delta" else operands[1:])
+        return [
+            self._deltas[place, order] if (place, order) in self._deltas else next(stored)
+            for order in range(len(piece.segment.terms))
+        ]
+
+
+def _ranges(segment: Segment) -> list[Range]:
+    """What is read element by element: the base, then the stored terms."""
+    found = [] if segment.operation == "delta" else [segment.base]
+    return found + [term.values for term in segment.terms if isinstance(term.values, Range)]
+
+
+def _sums(
+    piece: Piece, base: Operand, terms: Sequence[tuple[int, Term]], out: Operand
+) -> Iterator[Sums]:
+    for part in sampled(piece.segment.first + piece.first, piece.count):
+        origin = widen(_part(base, part))
+        rows = np.empty((len(terms) + 1, origin.size), np.float64)
+        with np.errstate(all="ignore"):
+            for row, (_, term) in zip(rows, terms, strict=False):
+                values = widen(_part(term.values, part))
+                row[:] = np.float64(term.lam) * (values - origin if term.aligned else values)
+            rows[-1] = widen(_part(out, part)).astype(np.float64) - origin
+        yield inner_products([number for number, _ in terms], rows)
+
+
+def _part(operand: Operand, part: slice) -> Operand:
+    return Operand(operand.array[part], operand.dtype)
