@@ -24,8 +24,8 @@ SKIP = os.environ.get("AVOPS_NO_NATIVE", "0") not in ("", "0")
 
 NATIVE = Extension(
     "avops._native",
-    sources=["csrc/combine.cpp", "csrc/module.cpp"],
-    depends=["csrc/avops.h", "csrc/bf16.h"],
+    sources=["csrc/combine.cpp", "csrc/lowrank.cpp", "csrc/module.cpp"],
+    depends=["csrc/avops.h", "csrc/bf16.h", "csrc/threads.h"],
     language="c++",
     py_limited_api=True,
     # No FMA contraction and no fast-math, whatever CXXFLAGS say: results are exact to the bit.

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a signature or struct here; avops/kernels/extension.py holds its twin. */
-#define AVOPS_ABI 1
+#define AVOPS_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,9 +38,19 @@ typedef struct {
     int32_t aligned;
 } avops_term;
 
+/* dither = 0: round to nearest, ties to even. 1: dithered; key is the tensor's, start the flat index
+ * of element 0 in its tensor. */
 typedef struct {
-    int64_t nonfinite; /* outputs that are NaN or infinite */
-    int64_t unchanged; /* outputs with the bits of the base element rounded to the output dtype */
+    int32_t dither;
+    uint64_t key;
+    int64_t start;
+} avops_rounding;
+
+typedef struct {
+    int64_t nonfinite;  /* outputs that are NaN or infinite */
+    int64_t unchanged;  /* outputs with the bits of the base element rounded to nearest */
+    int64_t overflowed; /* infinite outputs of a finite sum */
+    int64_t flushed;    /* zero outputs of a sum that is not zero */
 } avops_combine_counts;
 
 typedef struct {
@@ -48,14 +58,21 @@ typedef struct {
     int64_t zeros;     /* outputs that are +0 or -0 */
 } avops_diff_counts;
 
-/* out = RNE(base + acc), acc = p_0 + p_1 + ... in order, p_k = lam_k * delta_k; every product and
- * sum rounded to f32, no FMA. No terms: out = RNE(base). Contract: avops/kernels/combine. */
+/* out = round(base + acc), acc = p_0 + p_1 + ... in order, p_k = lam_k * delta_k; every product and
+ * sum rounded to f32, no FMA. No terms: out = round(base). Contract: avops/kernels/combine. */
 avops_combine_counts avops_combine(avops_input base, const avops_term *terms, int64_t term_count,
-                                   avops_output out, int64_t n, int32_t threads);
+                                   avops_output out, int64_t n, avops_rounding rounding,
+                                   int32_t threads);
 
 /* out = RNE(f32(aligned) - f32(base)). Contract: avops/kernels/diff. */
 avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,
                              int32_t threads);
+
+/* out[i] = scale * sum of left[row][j] * right[j][column] over j = 0, 1, ... in order, for the flat
+ * elements start + i of the [rows, columns] product; every product and sum rounded to f32, no FMA.
+ * left is [rows, rank] and right [rank, columns], row-major f32. Contract: avops/kernels/lowrank. */
+void avops_lowrank(const float *left, const float *right, int64_t rank, int64_t columns, float scale,
+                   int64_t start, float *out, int64_t n, int32_t threads);
 
 /* The code path this CPU takes: "AVX-512", "AVX2", "SSE2", or "generic" (one path, no choice). */
 const char *avops_variant(void);

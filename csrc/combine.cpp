@@ -9,28 +9,10 @@
 // base block it came from, which has been read by then.
 #include "avops.h"
 #include "bf16.h"
+#include "threads.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
-#include <exception>
-#include <thread>
-#include <vector>
-
-// The loops are compiled once per x86 level, and the dynamic loader picks one (ifunc: glibc only).
-// Elsewhere the compiler's own target is used. AVOPS_NO_CLONES: for tests of single levels.
-#if !defined(__x86_64__) || !defined(__GLIBC__) || defined(AVOPS_NO_CLONES)
-#define AVOPS_CLONES
-#elif (defined(__clang__) && __clang_major__ >= 14) || (!defined(__clang__) && __GNUC__ >= 12)
-#define AVOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define AVOPS_HAS_CLONES 1
-#elif !defined(__clang__) && __GNUC__ >= 8
-// Dispatchers of these versions know no levels, and no AVX-512 feature but the first.
-#define AVOPS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#define AVOPS_HAS_CLONES 1
-#else
-#define AVOPS_CLONES
-#endif
 
 namespace {
 
@@ -43,22 +25,6 @@ constexpr int64_t kBlock = 512;
 // Blocks per thread, at least: they take about 180 us (three bf16 terms, AVX-512). A further thread
 // costs 20 to 100 us, with what it takes to bring the data to another core's cache.
 constexpr int64_t kBlocksPerThread = 1024;
-
-// Keeps the caller's rounding mode and flush-to-zero flags out of the results, and our exception
-// flags from the caller.
-class DefaultFloatMode {
-  public:
-    DefaultFloatMode() {
-        std::fegetenv(&saved_);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultFloatMode() { std::fesetenv(&saved_); }
-    DefaultFloatMode(const DefaultFloatMode &) = delete;
-    DefaultFloatMode &operator=(const DefaultFloatMode &) = delete;
-
-  private:
-    std::fenv_t saved_;
-};
 
 template <class T>
 AVOPS_INLINE void widen_block(const byte *from, float *__restrict to, int64_t n) {
@@ -82,6 +48,7 @@ struct Combine {
     const avops_term *terms;
     int64_t term_count;
     avops_output out;
+    avops_rounding rounding;
 };
 
 template <class T, bool kAligned, bool kFirst>
@@ -109,68 +76,124 @@ AVOPS_INLINE void add_term(const avops_term &term, int64_t start, bool first,
     }
 }
 
-// Rounds base + acc as if no result were infinite or NaN; returns whether that was so.
+// Rounds base + acc as if no result overflowed, vanished or were NaN; returns whether that was so.
 // Counts inside a block stay in 32 bits, the width of the other lanes.
 template <class T>
-AVOPS_INLINE bool store_finite(const float *__restrict base, const float *__restrict acc,
-                               byte *__restrict to, int64_t n, avops_combine_counts &counts) {
+AVOPS_INLINE bool store_plain(const float *__restrict base, const float *__restrict acc,
+                              byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
     int32_t largest = 0;
+    uint32_t smallest = ~0u;  // of the magnitudes less one: zero, which is no event, comes last
     uint32_t unchanged = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float sum = base[i] + acc[i];
         const uint32_t bits = T::round(sum);
-        largest = std::max(largest, magnitude_of(sum));
+        const int32_t magnitude = magnitude_of(sum);
+        largest = std::max(largest, magnitude);
+        smallest = std::min(smallest, static_cast<uint32_t>(magnitude) - 1u);
         unchanged += bits == T::round(base[i]);
         out[i] = static_cast<typename T::stored>(bits);
     }
-    if (largest >= T::overflow) return false;
+    if (largest >= T::overflow || smallest < T::vanish) return false;
     counts.unchanged += unchanged;
     return true;
 }
 
+// One element, counted.
 template <class T>
-AVOPS_INLINE void store_block(const float *__restrict base, const float *__restrict acc,
-                              byte *__restrict to, int64_t n, avops_combine_counts &counts) {
+struct Tally {
+    uint32_t nonfinite = 0, unchanged = 0, overflowed = 0, flushed = 0;
+
+    AVOPS_INLINE void add(float base, float sum, uint32_t bits) {
+        const bool infinite = (bits & T::infinity) == T::infinity;
+        nonfinite += infinite;
+        unchanged += bits == narrow<T>(base);
+        overflowed += infinite & (magnitude_of(sum) < 0x7f800000);
+        flushed += ((bits & T::magnitude) == 0) & (magnitude_of(sum) != 0);
+    }
+    AVOPS_INLINE void into(avops_combine_counts &counts) const {
+        counts.nonfinite += nonfinite;
+        counts.unchanged += unchanged;
+        counts.overflowed += overflowed;
+        counts.flushed += flushed;
+    }
+};
+
+template <class T>
+AVOPS_INLINE void store_counted(const float *__restrict base, const float *__restrict acc,
+                                byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    uint32_t nonfinite = 0, unchanged = 0;
+    Tally<T> tally;
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t bits = narrow<T>(base[i] + acc[i]);
-        nonfinite += (bits & T::infinity) == T::infinity;
-        unchanged += bits == narrow<T>(base[i]);
+        const float sum = base[i] + acc[i];
+        const uint32_t bits = narrow<T>(sum);
+        tally.add(base[i], sum, bits);
         out[i] = static_cast<typename T::stored>(bits);
     }
-    counts.nonfinite += nonfinite;
-    counts.unchanged += unchanged;
+    tally.into(counts);
+}
+
+// n elements whose indices share their high 32 bits; low: those of the first.
+template <class T>
+AVOPS_INLINE void store_dithered(const float *__restrict base, const float *__restrict sums,
+                                 byte *__restrict to, int64_t n, uint32_t low, uint64_t words,
+                                 avops_combine_counts &counts) {
+    typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
+    const uint32_t one = static_cast<uint32_t>(words), two = static_cast<uint32_t>(words >> 32);
+    Tally<T> tally;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint32_t r = uniform(low + static_cast<uint32_t>(i), one, two);
+        const bool nan = magnitude_of(sums[i]) > 0x7f800000;
+        const uint32_t bits = select(nan, T::nan, T::dither(sums[i], r));
+        tally.add(base[i], sums[i], bits);
+        out[i] = static_cast<typename T::stored>(bits);
+    }
+    tally.into(counts);
+}
+
+template <class T>
+AVOPS_INLINE void dither(const Combine &job, int64_t start, const float *__restrict base,
+                         float *__restrict acc, int64_t n, avops_combine_counts &counts) {
+    for (int64_t i = 0; i < n; ++i) acc[i] = job.term_count ? base[i] + acc[i] : base[i];
+    byte *to = static_cast<byte *>(job.out.data) + start * T::size;
+    for (int64_t done = 0; done < n;) {
+        const uint64_t index = static_cast<uint64_t>(job.rounding.start + start + done);
+        const int64_t left = static_cast<int64_t>((uint64_t{1} << 32) - (index & 0xffffffffu));
+        const int64_t part = std::min(n - done, left);
+        store_dithered<T>(base + done, acc + done, to + done * T::size, part,
+                          static_cast<uint32_t>(index), stretch_words(job.rounding.key, index >> 32),
+                          counts);
+        done += part;
+    }
 }
 
 template <class T>
 AVOPS_INLINE void store_base(const float *__restrict base, byte *__restrict to, int64_t n,
                              avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    uint32_t nonfinite = 0;
+    Tally<T> tally;
     for (int64_t i = 0; i < n; ++i) {
         const uint32_t bits = narrow<T>(base[i]);
-        nonfinite += (bits & T::infinity) == T::infinity;
+        tally.add(base[i], base[i], bits);
         out[i] = static_cast<typename T::stored>(bits);
     }
-    counts.nonfinite += nonfinite;
-    counts.unchanged += n;
+    tally.into(counts);
 }
 
 template <class T>
 AVOPS_INLINE void store(const Combine &job, int64_t start, const float *__restrict base,
-                        const float *__restrict acc, int64_t n, avops_combine_counts &counts) {
+                        float *__restrict acc, int64_t n, avops_combine_counts &counts) {
     byte *to = static_cast<byte *>(job.out.data) + start * T::size;
-    if (job.term_count == 0) store_base<T>(base, to, n, counts);
-    else if (!store_finite<T>(base, acc, to, n, counts)) store_block<T>(base, acc, to, n, counts);
+    if (job.rounding.dither) dither<T>(job, start, base, acc, n, counts);
+    else if (job.term_count == 0) store_base<T>(base, to, n, counts);
+    else if (!store_plain<T>(base, acc, to, n, counts)) store_counted<T>(base, acc, to, n, counts);
 }
 
 AVOPS_CLONES
 avops_combine_counts combine_range(const Combine &job, int64_t first, int64_t last) {
     alignas(64) float base[kBlock];
     alignas(64) float acc[kBlock];
-    avops_combine_counts counts = {0, 0};
+    avops_combine_counts counts = {0, 0, 0, 0};
     for (int64_t start = first; start < last; start += kBlock) {
         const int64_t n = std::min(kBlock, last - start);
         widen_input(job.base, start, base, n);
@@ -234,49 +257,29 @@ avops_diff_counts diff_range(const Diff &job, int64_t first, int64_t last) {
     return counts;
 }
 
-// ---------------------------------------------------------------------------- threads
-
-// Calls work(first, last) on ranges of whole blocks that cover 0..n, on up to `threads` threads.
-template <class Work>
-void split(int64_t n, int32_t threads, Work work) {
-    const int64_t blocks = n / kBlock + (n % kBlock != 0);
-    const int64_t useful = std::max<int64_t>(1, blocks / kBlocksPerThread);
-    const int64_t workers = std::min<int64_t>(threads, useful);
-    const auto edge = [=](int64_t i) { return i == workers ? n : blocks / workers * i * kBlock; };
-    std::vector<std::thread> others;
-    int64_t started = 1;
-    try {
-        others.reserve(static_cast<size_t>(workers - 1));
-        for (; started < workers; ++started)
-            others.emplace_back(work, edge(started), edge(started + 1));
-    } catch (const std::exception &) {
-        // The system refused a thread: the calling one takes the rest, with the same result.
-    }
-    work(edge(0), edge(1));
-    if (started < workers) work(edge(started), n);
-    for (std::thread &other : others) other.join();
-}
-
 }  // namespace
 
 avops_combine_counts avops_combine(avops_input base, const avops_term *terms, int64_t term_count,
-                                   avops_output out, int64_t n, int32_t threads) {
-    const Combine job = {base, terms, term_count, out};
-    std::atomic<int64_t> nonfinite{0}, unchanged{0};
-    split(n, threads, [&](int64_t first, int64_t last) {
+                                   avops_output out, int64_t n, avops_rounding rounding,
+                                   int32_t threads) {
+    const Combine job = {base, terms, term_count, out, rounding};
+    std::atomic<int64_t> nonfinite{0}, unchanged{0}, overflowed{0}, flushed{0};
+    split(n, kBlock, kBlock * kBlocksPerThread, threads, [&](int64_t first, int64_t last) {
         const DefaultFloatMode mode;
         const avops_combine_counts counts = combine_range(job, first, last);
         nonfinite += counts.nonfinite;
         unchanged += counts.unchanged;
+        overflowed += counts.overflowed;
+        flushed += counts.flushed;
     });
-    return {nonfinite, unchanged};
+    return {nonfinite, unchanged, overflowed, flushed};
 }
 
 avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,
                              int32_t threads) {
     const Diff job = {base, aligned, out};
     std::atomic<int64_t> nonfinite{0}, zeros{0};
-    split(n, threads, [&](int64_t first, int64_t last) {
+    split(n, kBlock, kBlock * kBlocksPerThread, threads, [&](int64_t first, int64_t last) {
         const DefaultFloatMode mode;
         const avops_diff_counts counts = diff_range(job, first, last);
         nonfinite += counts.nonfinite;

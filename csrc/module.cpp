@@ -55,21 +55,57 @@ bool read_terms(PyObject *tuple, std::vector<avops_term> *terms) {
     return true;
 }
 
+// None, or a tuple (key, start).
+bool read_rounding(PyObject *given, avops_rounding *rounding) {
+    if (given == Py_None) return true;
+    if (!PyTuple_Check(given) || PyTuple_Size(given) != 2) {
+        PyErr_SetString(PyExc_TypeError, "rounding is None or a tuple (key, start)");
+        return false;
+    }
+    rounding->dither = 1;
+    rounding->key = PyLong_AsUnsignedLongLong(PyTuple_GetItem(given, 0));
+    rounding->start = PyLong_AsLongLong(PyTuple_GetItem(given, 1));
+    return !PyErr_Occurred();
+}
+
 PyObject *combine(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("combine", count, 7)) return nullptr;
+    if (!expect_arguments("combine", count, 8)) return nullptr;
     const avops_input base = {address_of(args[0]), int32_of(args[1])};
     std::vector<avops_term> terms;
     if (!read_terms(args[2], &terms)) return nullptr;
     const avops_output out = {address_of(args[3]), int32_of(args[4])};
     const int64_t n = PyLong_AsLongLong(args[5]);
-    const int32_t threads = int32_of(args[6]);
+    avops_rounding rounding = {0, 0, 0};
+    if (!read_rounding(args[6], &rounding)) return nullptr;
+    const int32_t threads = int32_of(args[7]);
     if (PyErr_Occurred()) return nullptr;
     avops_combine_counts counts;
     Py_BEGIN_ALLOW_THREADS
-    counts = avops_combine(base, terms.data(), static_cast<int64_t>(terms.size()), out, n, threads);
+    counts = avops_combine(base, terms.data(), static_cast<int64_t>(terms.size()), out, n, rounding,
+                           threads);
     Py_END_ALLOW_THREADS
-    return Py_BuildValue("(LL)", static_cast<long long>(counts.nonfinite),
-                         static_cast<long long>(counts.unchanged));
+    return Py_BuildValue("(LLLL)", static_cast<long long>(counts.nonfinite),
+                         static_cast<long long>(counts.unchanged),
+                         static_cast<long long>(counts.overflowed),
+                         static_cast<long long>(counts.flushed));
+}
+
+PyObject *lowrank(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("lowrank", count, 9)) return nullptr;
+    const float *left = static_cast<const float *>(address_of(args[0]));
+    const float *right = static_cast<const float *>(address_of(args[1]));
+    const int64_t rank = PyLong_AsLongLong(args[2]);
+    const int64_t columns = PyLong_AsLongLong(args[3]);
+    const float scale = static_cast<float>(PyFloat_AsDouble(args[4]));
+    const int64_t start = PyLong_AsLongLong(args[5]);
+    float *out = static_cast<float *>(address_of(args[6]));
+    const int64_t n = PyLong_AsLongLong(args[7]);
+    const int32_t threads = int32_of(args[8]);
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    avops_lowrank(left, right, rank, columns, scale, start, out, n, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 PyObject *diff(PyObject *, PyObject *const *args, Py_ssize_t count) {
@@ -96,9 +132,12 @@ PyCFunction method(Function function) {
 
 PyMethodDef methods[] = {
     {"combine", method(combine), METH_FASTCALL,
-     "combine(base, dtype, terms, out, dtype, n, threads) -> (nonfinite, unchanged)"},
+     "combine(base, dtype, terms, out, dtype, n, rounding, threads) -> "
+     "(nonfinite, unchanged, overflowed, flushed)"},
     {"diff", method(diff), METH_FASTCALL,
      "diff(base, dtype, aligned, dtype, out, dtype, n, threads) -> (nonfinite, zeros)"},
+    {"lowrank", method(lowrank), METH_FASTCALL,
+     "lowrank(left, right, rank, columns, scale, start, out, n, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -10,13 +10,12 @@ import json
 import math
 import os
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
-
-import numpy as np
 
 from avops.disk.adapter_options import refuse_options
 from avops.disk.reader import read_exactly
@@ -33,6 +32,8 @@ _MAX_MODULE = 512
 # A pattern may repeat single characters, not groups: matching then takes no exponential time.
 _UNSAFE = re.compile(r"\)[*+{]|\(\?(?!:)|\\[1-9]")
 _QUANTIFIER = re.compile(r"[*+?{]")
+
+_F32 = struct.Struct("<f")
 
 _Patterns = tuple[tuple[str, re.Pattern[str]], ...]
 
@@ -67,7 +68,9 @@ class AdapterConfig:
     def scale_of(self, module: str) -> float:
         """The factor on B@A, alpha / rank (rslora: alpha / √rank), rounded to float32 once."""
         alpha, rank = self.alpha_of(module), self.rank_of(module)
-        return float(np.float32(alpha / (math.sqrt(rank) if self.rslora else rank)))
+        scale = alpha / (math.sqrt(rank) if self.rslora else rank)
+        rounded: float = _F32.unpack(_F32.pack(scale))[0]
+        return rounded
 
     def _key(self, patterns: _Patterns, module: str) -> str:
         """The first pattern that matches the end of ``module``, as PEFT's get_pattern_key."""

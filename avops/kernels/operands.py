@@ -46,16 +46,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Dither:
-    """Dithered rounding. key: 64 bits, of seed and tensor. start: flat index of element 0."""
+    """Dithered rounding. key: 64 bits, see ``dither_key``. start: flat index of element 0."""
 
     key: int
     start: int
 
 
 def dither_key(seed: int, name: str) -> int:
-    """The key of the tensor ``name`` under ``seed``."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    """The key of the tensor ``name`` under ``seed``: 64 bits of BLAKE2b."""
+    text = f"avops-dither-1\n{seed}\n{name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def address(array: np.ndarray) -> int:
@@ -86,15 +86,18 @@ def check_terms(terms: Sequence[Term], length: int) -> None:
     for index, term in enumerate(terms):
         check_operand(term.values, f"term {index}", length)
         lam = term.lam
-        try:
-            exact = _F32.unpack(_F32.pack(lam))[0] == lam and lam - lam == 0
-        except OverflowError:
-            exact = False
-        if not exact:
+        if not _is_f32(lam):
             raise ValueError(
                 f"term {index} has λ = {lam!r}, expected a finite number that f32 holds exactly; "
                 "round it once: float(numpy.float32(lam))"
             )
+
+
+def _is_f32(value: float) -> bool:
+    try:
+        return bool(_F32.unpack(_F32.pack(value))[0] == value) and value - value == 0
+    except OverflowError:
+        return False
 
 
 def check_output(out: Operand, base: Operand, others: Sequence[Operand]) -> None:
@@ -118,3 +121,21 @@ def check_threads(threads: int) -> None:
     """Refuse a thread count out of range."""
     if not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
+
+
+def check_dither(rounding: Dither | None) -> None:
+    """Refuse a key or a start out of range."""
+    if rounding is not None and not (0 <= rounding.key < 1 << 64 and 0 <= rounding.start < 1 << 62):
+        raise ValueError(f"{rounding}: expected a key of 64 bits and a start from 0 on")
+
+
+def check_scale(scale: float) -> None:
+    """Refuse a scale that is not a finite f32 number."""
+    if not _is_f32(scale):
+        raise ValueError(f"scale is {scale!r}, expected a finite number that f32 holds exactly")
+
+
+def check_range(start: int, count: int, size: int) -> None:
+    """Refuse flat elements that are not all in an array of ``size`` elements."""
+    if start < 0 or start + count > size:
+        raise ValueError(f"elements {start} to {start + count} of {size}, expected some of these")

@@ -22,6 +22,7 @@ _TABLE = {
     ("combine", "reference"): "avops.kernels.combine.reference",
     ("diff", "native"): "avops.kernels.diff.native",
     ("diff", "reference"): "avops.kernels.diff.reference",
+    ("lowrank", "native"): "avops.kernels.lowrank.native",
     ("lowrank", "reference"): "avops.kernels.lowrank.reference",
 }
 

@@ -22,7 +22,7 @@ from avops.disk import Checkpoint, Tensor, open_checkpoint, sidecars
 from avops.disk.digest import BLOCK
 from avops.disk.source import ALIGN, Source, aligned_memory
 from avops.stream.crew import Progress, work_off
-from avops.stream.elements import Tally, comparable, sized, tally
+from avops.stream.elements import Comparer, Tally, comparable, sized
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,7 @@ class _Worker:
         self, files_a: _Files, files_b: _Files, lock: threading.Lock, *, again: bool
     ) -> None:
         self._files, self._lock, self._again = (files_a, files_b), lock, again
+        self._comparer = Comparer()
         self._memory = [memoryview(aligned_memory(BLOCK + 2 * ALIGN)) for _ in range(2)]
 
     def __call__(self, item: tuple[_Pair, int]) -> int:
@@ -272,7 +273,7 @@ class _Worker:
             with self._lock:
                 pair.equal.append(start)
         else:
-            part = tally(raw[0], raw[-1], pair.a.dtype, pair.b.dtype)
+            part = self._comparer.tally(raw[0], raw[-1], pair.a.dtype, pair.b.dtype)
             with self._lock:
                 pair.add(part)
         return sum(array.size for array in raw)

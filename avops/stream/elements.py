@@ -21,8 +21,8 @@ from avops.dtypes import DType
 # Bits of the fraction, and the exponent of the smallest normal number.
 _FRACTION = {"BF16": (7, -126), "F16": (10, -14), "F32": (23, -126), "F64": (52, -1022)}
 _INTEGERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
-# float64 temporaries of this many elements stay in a core's cache.
-_SLICE = 1 << 13
+# Elements at a time: float64 temporaries of that many stay in a core's cache.
+_SLICE = 1 << 18
 
 Array = np.ndarray
 
@@ -70,117 +70,132 @@ def _numeric(dtype: DType) -> bool:
     return dtype.tag in _FRACTION or dtype.tag in _INTEGERS
 
 
-def tally(raw_a: Array, raw_b: Array, a: DType, b: DType) -> Tally:
-    """Compare two arrays of bytes: elements of dtype ``a`` and of dtype ``b``, equally many.
+class Comparer:
+    """Compares arrays of bytes. Its memory is reused: one for each thread."""
 
-    The dtypes are comparable.
-    """
-    if not sized(a, b):
-        unit = a.bits // 8 if a.bits % 8 == 0 else 1
-        one, two = raw_a.view(f"<u{unit}"), raw_b.view(f"<u{unit}")
-        return Tally(one.size, int(np.count_nonzero(one != two)))
-    one, two = raw_a.view(a.storage), raw_b.view(b.storage)
-    total = Tally()
-    for start in range(0, one.size, _SLICE):
-        part = slice(start, start + _SLICE)
-        total.add(_slice_tally(one[part], two[part], a, b))
-    return total
+    def __init__(self) -> None:
+        self._wide = [np.empty(_SLICE, np.float64) for _ in range(2)]
+        self._ordered = [np.empty(_SLICE, np.int64) for _ in range(3)]
+        self._flags = [np.empty(_SLICE, np.bool_) for _ in range(2)]
 
+    def tally(self, raw_a: Array, raw_b: Array, a: DType, b: DType) -> Tally:
+        """Compare elements of dtype ``a`` with as many of dtype ``b``, which is comparable."""
+        if not sized(a, b):
+            unit = a.bits // 8 if a.bits % 8 == 0 else 1
+            one, two = raw_a.view(f"<u{unit}"), raw_b.view(f"<u{unit}")
+            return Tally(one.size, int(np.count_nonzero(one != two)))
+        one, two = raw_a.view(a.storage), raw_b.view(b.storage)
+        total = Tally()
+        for start in range(0, one.size, _SLICE):
+            part = slice(start, start + _SLICE)
+            total.add(self._slice(one[part], two[part], a, b))
+        return total
 
-def _slice_tally(one: Array, two: Array, a: DType, b: DType) -> Tally:
-    wide_a, wide_b = _wide(one, a), _wide(two, b)
-    finite_a, finite_b = np.isfinite(wide_a), np.isfinite(wide_b)
-    found = Tally(one.size)
-    lost = one.size - np.count_nonzero(finite_a), one.size - np.count_nonzero(finite_b)
-    found.nonfinite = (int(lost[0]), int(lost[1]))
-    unequal = _unequal(one, two, wide_a, wide_b, a, b)
-    found.differing = int(np.count_nonzero(unequal))
-    found.bits_only = _bits_only(one, two, wide_a, wide_b, unequal, a == b)
-    if any(lost):
-        # Equal and finite: adds nothing to any sum below.
-        kept = finite_a & finite_b
-        one, two = np.where(kept, one, one.dtype.type(0)), np.where(kept, two, two.dtype.type(0))
-        wide_a, wide_b = np.where(kept, wide_a, 0.0), np.where(kept, wide_b, 0.0)
-    with np.errstate(over="ignore"):
-        found.squares = float(np.einsum("i,i->", wide_a, wide_a))
-    if found.differing:
-        _measure(found, (one, two), (wide_a, wide_b), (a, b))
-    return found
+    def _slice(self, one: Array, two: Array, a: DType, b: DType) -> Tally:
+        wide_a, wide_b = self._widen(0, one, a), self._widen(1, two, b)
+        found = Tally(one.size)
+        unequal, same_bits = self._flags[0][: one.size], self._flags[1][: one.size]
+        if a.tag in _INTEGERS and b.tag in _INTEGERS:
+            # numpy compares integers of any two dtypes exactly.
+            np.not_equal(one, two, out=unequal)
+        else:
+            np.not_equal(wide_a, wide_b, out=unequal)
+        if a == b:
+            bits = f"<u{a.size}"
+            np.equal(one.view(bits), two.view(bits), out=same_bits)
+        else:
+            np.equal(np.signbit(wide_a), np.signbit(wide_b), out=same_bits)
+        if a.tag in _FRACTION or b.tag in _FRACTION:
+            one, two = self._set_nonfinite_apart(found, (one, two), unequal)
+        found.differing = int(np.count_nonzero(unequal))
+        found.bits_only = one.size - int(
+            np.count_nonzero(np.logical_or(unequal, same_bits, out=same_bits))
+        )
+        with np.errstate(over="ignore"):
+            found.squares = float(np.einsum("i,i->", wide_a, wide_a))
+        if found.differing:
+            self._measure(found, one, two, a, b)
+        return found
 
+    def _widen(self, which: int, values: Array, dtype: DType) -> Array:
+        """The values in float64, exactly but for integers beyond 2^53."""
+        wide = self._wide[which][: values.size]
+        if dtype.tag == "BF16":
+            shifted = self._ordered[which].view(np.uint32)[: values.size]
+            np.left_shift(values, 16, out=shifted, dtype=np.uint32)
+            values = shifted.view(np.float32)
+        with np.errstate(invalid="ignore"):
+            # A signalling NaN is no mistake here.
+            np.copyto(wide, values, casting="unsafe")
+        return wide
 
-def _wide(values: Array, dtype: DType) -> Array:
-    """The values in float64, exactly but for integers beyond 2^53."""
-    if dtype.tag == "BF16":
-        shifted: Array = np.left_shift(values, 16, dtype=np.uint32)
-        values = shifted.view(np.float32)
-    with np.errstate(invalid="ignore"):
-        # Converting a signalling NaN is no mistake here.
-        wide: Array = values.astype(np.float64)
-    return wide
+    def _set_nonfinite_apart(
+        self, found: Tally, raw: tuple[Array, Array], unequal: Array
+    ) -> tuple[Array, Array]:
+        """Count what is not finite, and put zeros where either is not: they add nothing below.
 
+        Two NaNs are equal.
+        """
+        size = unequal.size
+        wide_a, wide_b = (wide[:size] for wide in self._wide)
+        with np.errstate(over="ignore", invalid="ignore"):
+            # A sum is finite only if all its terms are; if it is not, they are looked at.
+            if np.isfinite(wide_a.sum()) and np.isfinite(wide_b.sum()):
+                return raw
+        finite = [np.isfinite(wide) for wide in (wide_a, wide_b)]
+        found.nonfinite = (
+            size - int(np.count_nonzero(finite[0])),
+            size - int(np.count_nonzero(finite[1])),
+        )
+        unequal &= ~(np.isnan(wide_a) & np.isnan(wide_b))
+        lost = ~(finite[0] & finite[1])
+        wide_a[lost] = wide_b[lost] = 0.0
+        one, two = (np.where(lost, values.dtype.type(0), values) for values in raw)
+        return one, two
 
-def _unequal(one: Array, two: Array, wide_a: Array, wide_b: Array, a: DType, b: DType) -> Array:
-    """Where the values differ."""
-    unequal: Array
-    if a.tag in _INTEGERS and b.tag in _INTEGERS:
-        # numpy compares integers of any two dtypes exactly.
-        unequal = one != two
-        return unequal
-    unequal = wide_a != wide_b
-    both_nan = np.isnan(wide_a)
-    if both_nan.any():
-        unequal &= ~(both_nan & np.isnan(wide_b))
-    return unequal
+    def _measure(self, found: Tally, one: Array, two: Array, a: DType, b: DType) -> None:
+        """Sizes of the differences between finite elements."""
+        size = one.size
+        wide_a, wide_b = (wide[:size] for wide in self._wide)
+        if a == b and a.tag in _FRACTION:
+            found.max_ulp = self._steps(one, two)
+        both = a != b and a.tag in _FRACTION and b.tag in _FRACTION
+        units = _units(wide_a, wide_b, a, b) if both else None
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = np.subtract(wide_a, wide_b, out=wide_b)
+            found.difference = float(np.einsum("i,i->", sizes, sizes))
+        np.abs(sizes, out=sizes)
+        found.max_abs = float(sizes.max())
+        if units is not None:
+            found.max_ulp = float(np.ldexp(sizes, units).max())
 
-
-def _bits_only(
-    one: Array, two: Array, wide_a: Array, wide_b: Array, unequal: Array, same: bool
-) -> int:
-    """How many elements are equal in value, but not in bits; in two dtypes, but not in sign."""
-    if same:
-        bits = f"<u{one.dtype.itemsize}"
-        different = one.view(bits) != two.view(bits)
-    else:
-        different = np.signbit(wide_a) != np.signbit(wide_b)
-    return int(np.count_nonzero(different & ~unequal))
-
-
-def _measure(
-    found: Tally, raw: tuple[Array, Array], wide: tuple[Array, Array], dtypes: tuple[DType, DType]
-) -> None:
-    """Sizes of the differences between finite elements."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        difference = wide[0] - wide[1]
-        found.difference = float(np.einsum("i,i->", difference, difference))
-    sizes = np.abs(difference)
-    found.max_abs = float(sizes.max())
-    a, b = dtypes
-    if a == b and a.tag in _FRACTION:
-        found.max_ulp = float(_steps(*raw).max())
-    elif a.tag in _FRACTION and b.tag in _FRACTION:
-        (fraction, smallest), coarser = min((_FRACTION[a.tag], 0), (_FRACTION[b.tag], 1))
-        _, exponent = np.frexp(wide[coarser])
-        # frexp gives x = m · 2^e with m in [0.5, 1), so the leading bit is worth 2^(e - 1).
-        leading = np.where(wide[coarser] == 0, smallest, np.maximum(exponent - 1, smallest))
-        found.max_ulp = float(np.ldexp(sizes, fraction - leading).max())
-
-
-def _steps(one: Array, two: Array) -> Array:
-    """Distance in the order of the dtype's values; in float64 once it passes 2^52."""
-    first, second = _ordered(one), _ordered(two)
-    steps: Array = np.abs(first - second)
-    if one.dtype.itemsize == 8:
+    def _steps(self, one: Array, two: Array) -> float:
+        """The longest way in the order of the dtype's values; rounded once it passes 2^53."""
+        width = one.dtype.itemsize
+        integer = np.int64 if width == 8 else np.int32 if width == 2 else np.int64
+        first, second, sign = (o.view(integer)[: one.size] for o in self._ordered)
+        for values, ordered in ((one, first), (two, second)):
+            # -0 and +0 are both 0, and negative values count downwards.
+            np.copyto(ordered, values.view(f"<i{width}"))
+            np.right_shift(ordered, 8 * width - 1, out=sign)
+            np.bitwise_and(ordered, (1 << (8 * width - 1)) - 1, out=ordered)
+            np.bitwise_xor(ordered, sign, out=ordered)
+            np.subtract(ordered, sign, out=ordered)
+        if width < 8:
+            np.subtract(first, second, out=first)
+            return float(np.abs(first, out=first).max())
         # Of two float64 the distance may pass 2^63.
-        far: Array = np.abs(first.astype(np.float64) - second.astype(np.float64))
-        return np.where(far < 2.0**52, steps.astype(np.float64), far)
-    return steps
+        far = np.abs(first.astype(np.float64) - second.astype(np.float64))
+        near = np.abs(np.subtract(first, second, out=first)).astype(np.float64)
+        return float(np.where(far < 2.0**52, near, far).max())
 
 
-def _ordered(values: Array) -> Array:
-    """Integers in the order of the floating values: -0 and +0 are both 0."""
-    width = values.dtype.itemsize
-    bits: Array = values.view(f"<i{width}").astype(np.int32 if width == 2 else np.int64)
-    sign = np.right_shift(bits, 8 * width - 1)
-    magnitude = np.bitwise_and(bits, (1 << (8 * width - 1)) - 1)
-    ordered: Array = np.subtract(np.bitwise_xor(magnitude, sign), sign)
-    return ordered
+def _units(wide_a: Array, wide_b: Array, a: DType, b: DType) -> Array:
+    """Exponents n with 2^-n the unit in the last place of the coarser dtype's elements."""
+    (fraction, smallest), coarser = min((_FRACTION[a.tag], 0), (_FRACTION[b.tag], 1))
+    values = (wide_a, wide_b)[coarser]
+    _, exponent = np.frexp(values)
+    # frexp gives x = m · 2^e with m in [0.5, 1), so the leading bit is worth 2^(e - 1).
+    leading = np.where(values == 0, smallest, np.maximum(exponent - 1, smallest))
+    units: Array = fraction - leading
+    return units

@@ -58,9 +58,11 @@ def test_an_adapter_touches_few_tensors(save: Save, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "shape": (
         lora("model.l.0.q", 6, 5),
-        r"AV x \(.*\): module 'model.l.0.q': B@A of B '.*lora_B.weight' \[6, 2\] and A "
-        r"'.*lora_A.weight' \[2, 5\] has shape \[6, 5\], but in the base .*base.safetensors "
-        r"'model.l.0.q.weight' has \[6, 4\]; it belongs to another architecture",
+        (
+            r"AV x \(.*\): module 'model.l.0.q': B@A of B '.*lora_B.weight' \[6, 2\] and A "
+            r"'.*lora_A.weight' \[2, 5\] has shape \[6, 5\], but in the base .*base.safetensors "
+            r"'model.l.0.q.weight' has \[6, 4\]; it belongs to another architecture"
+        ),
     ),
     "transpose": (
         lora("model.l.0.q", 4, 6),
@@ -80,9 +82,11 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     ),
     "not there": (
         {**lora("model.l.0.k", 6, 4), **lora("model.l.1.k", 6, 4)},
-        r"AV x \(.*\): the adapter changes 'model.l.0.k', but the base .* has no tensor "
-        r"'model.l.0.k.weight' \(nearest name: 'model.l.0.q.weight'\), nor 1 others; is it the "
-        "base that the adapter was trained on, some/model.*--allow-extra ignores",
+        (
+            r"AV x \(.*\): the adapter changes 'model.l.0.k', but the base .* has no tensor "
+            r"'model.l.0.k.weight' \(nearest name: 'model.l.0.q.weight'\), nor 1 others; is it the "
+            "base that the adapter was trained on, some/model.*--allow-extra ignores"
+        ),
     ),
     "whole not there": (
         {f"{P}score.weight": ones(2, 4)},
@@ -90,8 +94,10 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], str]] = {
     ),
     "tied head": (
         lora("lm_head", 9, 4),
-        r"changes 'lm_head', but .* has no tensor 'lm_head.weight': it ties it to "
-        r"'model.embed_tokens.weight', and one stored tensor cannot move two ways",
+        (
+            r"changes 'lm_head', but .* has no tensor 'lm_head.weight': it ties it to "
+            r"'model.embed_tokens.weight', and one stored tensor cannot move two ways"
+        ),
     ),
 }
 

@@ -232,7 +232,10 @@ def test_a_shared_parameter_of_a_model_is_noted() -> None:
     )
     assert lams(text)["lm_head.weight"] == 1
     text = "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1, lambda: 2}"
-    assert "lambda has no effect in linear" in config(text).notes[0]
+    (note,) = config(text).notes
+    assert note == "lambda has no effect in linear, in mergekit neither"
+    (_, note) = config(text + "\ndtype: float16").notes
+    assert note == "mergekit rounds the models to float16 first; avops only the result"
 
 
 def test_without_pyyaml(monkeypatch: pytest.MonkeyPatch) -> None:

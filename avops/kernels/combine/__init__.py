@@ -10,6 +10,7 @@ from avops.kernels.operands import (
     Dither,
     Operand,
     Term,
+    check_dither,
     check_operand,
     check_output,
     check_terms,
@@ -21,8 +22,9 @@ from avops.kernels.operands import (
 class CombineStats:
     """Counts over the outputs.
 
-    nonfinite: NaN or infinite. unchanged: the bits equal the base element's, rounded to the
-    output dtype.
+    nonfinite: NaN or infinite. unchanged: the bits equal the base element's, rounded to nearest
+    in the output dtype. overflowed: infinite, from a finite sum base + acc. flushed: ±0, from a
+    sum that is not 0.
     """
 
     nonfinite: int
@@ -52,6 +54,11 @@ def combine(
         acc starts as p_0, not as 0 + p_0: so base −0 survives p_0 = −0; −0 plus acc +0 is +0.
         Subnormals are kept, overflow gives infinity, and every NaN is the dtype's one positive
         quiet NaN without payload (see rounding.py).
+    Dithered rounding (rounding=Dither(key, start))
+        Instead of RNE to the output dtype: magnitude floor(|sum| / ulp + u), where u in [0, 1) is
+        a hash of key and flat index (rounding.py). Unbiased over weights; for one weight monotone
+        in the sum; what is exact in the output dtype stays; f32 output as without. A finite sum
+        above the largest finite value may become infinite.
     Identities
         λ = 0 and finite Δ: the base's values (bits: unless base is −0 and acc +0).
         One aligned term, λ = 1, base, aligned and out of one dtype, finite: the bits of aligned,
@@ -76,7 +83,5 @@ def combine(
     check_operand(out, "out", length)
     check_output(out, base, [term.values for term in terms])
     check_threads(threads)
-    if rounding is not None:
-        raise NotImplementedError
-    nonfinite, unchanged = implementation.run(base, terms, out, threads)
-    return CombineStats(nonfinite, unchanged)
+    check_dither(rounding)
+    return CombineStats(*implementation.run(base, terms, out, rounding, threads))

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from avops.kernels import extension
 from avops.kernels.extension import available
-from avops.kernels.operands import Operand, Term, address
+from avops.kernels.operands import Dither, Operand, Term, address
 
 __all__ = ["available", "run"]
 
 
-def run(base: Operand, terms: Sequence[Term], out: Operand, threads: int) -> tuple[int, int]:
-    """Write out; return the counts (nonfinite, unchanged)."""
-    counts: tuple[int, int] = extension.NATIVE.combine(  # type: ignore[union-attr]
+def run(
+    base: Operand, terms: Sequence[Term], out: Operand, rounding: Dither | None, threads: int
+) -> tuple[int, int, int, int]:
+    """Write out; return the counts (nonfinite, unchanged, overflowed, flushed)."""
+    counts: tuple[int, int, int, int] = extension.NATIVE.combine(  # type: ignore[union-attr]
         address(base.array),
         base.dtype.code,
         tuple(
@@ -23,6 +25,7 @@ def run(base: Operand, terms: Sequence[Term], out: Operand, threads: int) -> tup
         address(out.array),
         out.dtype.code,
         out.array.size,
+        None if rounding is None else (rounding.key, rounding.start),
         threads,
     )
     return counts

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avops.kernels.operands import Operand, Term
-from avops.kernels.rounding import count_nonfinite, narrow, widen
+from avops.kernels.operands import Dither, Operand, Term
+from avops.kernels.rounding import dither, narrow, widen
 
 
 def available() -> tuple[bool, str]:
@@ -15,8 +15,14 @@ def available() -> tuple[bool, str]:
     return True, "numpy, always there"
 
 
-def run(base: Operand, terms: Sequence[Term], out: Operand, threads: int) -> tuple[int, int]:  # noqa: ARG001 - numpy works in the calling thread
-    """Write out; return the counts (nonfinite, unchanged)."""
+def run(
+    base: Operand,
+    terms: Sequence[Term],
+    out: Operand,
+    rounding: Dither | None,
+    threads: int,  # noqa: ARG001 - numpy works in the calling thread
+) -> tuple[int, int, int, int]:
+    """Write out; return the counts (nonfinite, unchanged, overflowed, flushed)."""
     with np.errstate(all="ignore"):
         origin = widen(base)
         acc = None
@@ -27,9 +33,16 @@ def run(base: Operand, terms: Sequence[Term], out: Operand, threads: int) -> tup
             product = np.float32(term.lam) * delta
             acc = product if acc is None else acc + product
         total = origin if acc is None else origin + acc
-        result = narrow(total, out.dtype)
+        nearest = narrow(total, out.dtype)
+        result = nearest if rounding is None else dither(total, out.dtype, rounding)
         unrounded = narrow(origin, out.dtype)
     pattern = f"u{out.dtype.size}"
     unchanged = np.count_nonzero(result.view(pattern) == unrounded.view(pattern))
     out.array[:] = result
-    return count_nonfinite(out), int(unchanged)
+    written = widen(out)
+    return (
+        int(np.count_nonzero(~np.isfinite(written))),
+        int(unchanged),
+        int(np.count_nonzero(np.isinf(written) & np.isfinite(total))),
+        int(np.count_nonzero((written == 0) & (total != 0))),
+    )

@@ -1,4 +1,4 @@
-"""lowrank: Δ = scale · (B@A) of a LoRA adapter."""
+"""lowrank: the difference that a LoRA adapter stands for, scale · B@A, any part of it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,48 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avops.dtypes import F32
 from avops.kernels import registry
-from avops.kernels.operands import Operand
+from avops.kernels.operands import (
+    Operand,
+    check_operand,
+    check_range,
+    check_scale,
+    check_threads,
+)
 from avops.kernels.rounding import widen
 
 
 @dataclass(frozen=True)
 class Factors:
-    """left: f32 [rows, rank]; right: f32 [rank, columns]; scale: exactly f32."""
+    """Δ = scale · left @ right. left: [rows, rank], right: [rank, columns]; f32, C-contiguous.
+
+    scale is exactly representable in f32.
+    """
 
     left: np.ndarray
     right: np.ndarray
     scale: float
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of Δ."""
+        return self.left.shape[0], self.right.shape[1]
+
 
 def factors(a: Operand, b: Operand, *, rank: int, scale: float, transposed: bool) -> Factors:
-    """Factors of Δ = scale · B@A, or its transpose. a: [rank, n] flat, b: [m, rank] flat."""
-    wide_a, wide_b = widen(a).reshape(rank, -1), widen(b).reshape(-1, rank)
+    """The factors of Δ = scale · B@A, or of its transpose.
+
+    a: A, flat, [rank, n]. b: B, flat, [m, rank]. Any of F32, F16 and BF16; widened, exactly.
+    Raises TypeError or ValueError for what does not fit.
+    """
+    for operand, what in ((a, "a"), (b, "b")):
+        check_operand(operand, what, operand.array.size)
+        if rank < 1 or operand.array.size % rank:
+            raise ValueError(f"{what} has {operand.array.size} elements, expected rank {rank}")
+    check_scale(scale)
+    wide_a = widen(a).reshape(rank, a.array.size // rank)
+    wide_b = widen(b).reshape(b.array.size // rank, rank)
     left, right = (wide_a.T, wide_b.T) if transposed else (wide_b, wide_a)
     return Factors(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
 
@@ -35,5 +60,29 @@ def lowrank(
     threads: int = 1,
     backend: str | registry.Implementation | None = None,
 ) -> None:
-    """Write flat elements start … of Δ to out (F32)."""
-    registry.resolve("lowrank", backend).run(factors, start, out, threads)
+    """Write elements of Δ to out, in row-major order from flat index ``start`` on.
+
+    Shapes and dtypes
+        factors: see Factors. out: flat, F32, with start + its length ≤ rows · columns.
+    Numerics (IEEE binary32, the same bits from every backend, for any split and thread count)
+        s = Σ_j left[row, j] · right[j, column]: the first product, then one after the other in
+        the order of j, each product and each sum rounded: no FMA. Δ = scale · s, rounded.
+        Subnormals are kept; every NaN is the one positive quiet NaN.
+    Aliasing
+        out overlaps neither factor.
+    Errors
+        TypeError, ValueError: what does not fit. BackendError: a forced backend cannot serve.
+    Bytes moved
+        out once; the factors stay in cache as far as they fit.
+    Source
+        LoRA (Hu et al., arXiv 2106.09685): ΔW = (α / r) · B A.
+    """
+    implementation = registry.resolve("lowrank", backend)
+    check_operand(out, "out", out.array.size)
+    if out.dtype != F32:
+        raise TypeError(f"out has dtype {out.dtype}, expected F32")
+    rows, columns = factors.shape
+    check_range(start, out.array.size, rows * columns)
+    check_threads(threads)
+    if out.array.size:
+        implementation.run(factors, start, out, threads)

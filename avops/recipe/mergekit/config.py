@@ -229,10 +229,13 @@ class _Reader:
                     self.notes.append("the weight of base_model has no effect in task_arithmetic")
         elif "lambda" in config.parameters or any("lambda" in s.parameters for s in config.slices):
             self.notes.append("lambda has no effect in linear, in mergekit neither")
-        if config.compute_dtype != "float32":
+        dtype = config.compute_dtype
+        if config.method == "linear" and dtype not in (None, "float32"):
+            self.notes.append(f"mergekit rounds the models to {dtype} first; avops only the result")
+        elif config.method == "task_arithmetic" and dtype != "float32":
             self.notes.append(
-                f"mergekit computes in {config.compute_dtype or 'the dtype of the models'}; avops "
-                "computes in float32 and rounds once"
+                f"mergekit computes in {dtype or 'the dtype of the models'}; avops computes in "
+                "float32 and rounds once"
             )
 
     def dtype(self, top: dict[str, Any], key: str) -> str | None:
