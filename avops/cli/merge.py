@@ -140,7 +140,8 @@ def _write_mergekit(request: Request, args: argparse.Namespace) -> int:
         for term, kind in zip(recipe.terms, kinds, strict=True)
     )
     dtype = (request.options.dtype or _main_dtype(base)).tag.lower()
-    text = to_mergekit(replace(recipe, terms=terms), dtype=dtype, names=tuple(base.tensors))
+    names = tuple(tensor.name for tensor in base.tensors.values() if tensor.dtype.floating)
+    text = to_mergekit(replace(recipe, terms=terms), dtype=dtype, names=names)
     if args.to_mergekit == "-":
         output.line(text.rstrip("\n"))
         return 0

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from avops.cli import output
-from avops.disk.hub import is_hub_id, local_path
 from avops.errors import CheckpointError, RecipeError, UserError
 from avops.recipe import Project, Sources, Term, parse_project
 
@@ -30,6 +29,8 @@ def load_project() -> Project:
 
 def sources(project: Project) -> Sources:
     """How ``--av`` names are found: avops.toml's, then paths, then ids on the Hugging Face hub."""
+    from avops.disk.hub import is_hub_id
+
     return Sources(project.avs, lambda name: _may_exist(name) or is_hub_id(name))
 
 
@@ -50,6 +51,8 @@ def located(text: str, *, quiet: bool = False) -> str:
     Downloads what the hub's cache lacks, with a progress bar. Raises CheckpointError or
     MissingExtraError when it cannot be had.
     """
+    from avops.disk.hub import is_hub_id, local_path
+
     if _may_exist(text) or not is_hub_id(text):
         return text
     try:

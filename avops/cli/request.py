@@ -12,6 +12,7 @@ from avops.dtypes import DTYPES, DType
 from avops.errors import OutputError, RecipeError, UserError
 from avops.recipe import (
     Recipe,
+    Source,
     Term,
     apply_rules,
     expand_candidates,
@@ -90,7 +91,7 @@ def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
     return Request(wanted, options)
 
 
-def _with_source(term: Term, source: object) -> Term:
+def _with_source(term: Term, source: Source) -> Term:
     return replace(term, source=source)
 
 
@@ -131,7 +132,8 @@ def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) 
 
     config = parse_mergekit(_read(path), file=str(path))
     local = project.located(config.base.path, quiet=args.json)
-    recipe = config.recipe(tuple(open_base(local).tensors))
+    tensors = open_base(local).tensors.values()
+    recipe = config.recipe(tuple(t.name for t in tensors if t.dtype.floating))
     terms = tuple(
         replace(term, source=replace(term.source, path=local))
         if term.source.path == config.base.path

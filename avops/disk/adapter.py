@@ -7,6 +7,7 @@ PEFT 0.21, whose names older versions wrap in the adapter's own name.
 
 from __future__ import annotations
 
+import os
 import dataclasses
 import shlex
 from collections.abc import Iterable, Mapping
@@ -53,9 +54,9 @@ def adapter_directory(path: Path) -> Path | None:
     A directory with a whole checkpoint is that checkpoint, even if it holds an adapter, too.
     """
     directory = path.parent if path.name == WEIGHTS else path
-    if not (directory / CONFIG).exists():
+    if not os.path.exists(directory / CONFIG):
         return None
-    if directory is path and any((path / name).exists() for name in (INDEX, SINGLE)):
+    if directory is path and any(os.path.exists(path / name) for name in (INDEX, SINGLE)):
         return None
     return directory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from avops.disk.checkpoint import Checkpoint, Tensor
 from avops.disk.parts import LowRank, Stored
@@ -14,9 +15,6 @@ from avops.disk.source import open_regular
 from avops.disk.vector import Vector
 from avops.dtypes import BF16
 from avops.errors import MismatchError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -72,8 +70,6 @@ def check_copy(base: Checkpoint, vector: Vector, name: str, copy: Tensor) -> Non
 
 def _equal(base: Checkpoint, tensor: Tensor, vector: Vector, copy: Tensor) -> bool:
     """Whether two tensors hold the same values, whatever their dtypes."""
-    import numpy as np
-
     if not (tensor.dtype.computable and copy.dtype.computable):
         return False
     sides = ((base, tensor), (vector.checkpoint, copy))
@@ -99,8 +95,6 @@ def _equal(base: Checkpoint, tensor: Tensor, vector: Vector, copy: Tensor) -> bo
 
 def _wide(raw: bytearray, tensor: Tensor) -> np.ndarray:
     """Elements in float32, exactly."""
-    import numpy as np
-
     stored = np.frombuffer(raw, tensor.dtype.storage)
     if tensor.dtype is BF16:
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -9,20 +9,28 @@ Source: https://github.com/huggingface/safetensors (format section and tensor.rs
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from avops.disk.strict_json import JsonError, Scanner, shown, unique
 from avops.dtypes import DTYPES, DType
 from avops.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
+MAX_RANK = 64
+MAX_NAME = 4096
+MAX_METADATA = 65_536
+# A legal entry with MAX_RANK numbers of 20 digits has about 1,500 characters; the rest is layout.
+_MAX_ENTRY = 10_000
+_EXPECTED = "dtype, shape and data_offsets"
 _MAX_U64 = 2**64 - 1
 _ALIGN = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a header: ``begin`` and ``end`` are byte offsets in the data buffer."""
 
@@ -40,10 +48,6 @@ class Header:
     entries: tuple[Entry, ...]
     metadata: Mapping[str, str]
     data_start: int
-
-
-class _HeaderError(ValueError):
-    pass
 
 
 def parse_length(prefix: bytes, file_size: int, where: str) -> int:
@@ -68,14 +72,10 @@ def parse_header(text: bytes, data_size: int, where: str) -> Header:
     overlaps, duplicate names, sizes that contradict the shapes, offsets outside the file.
     """
     try:
-        table = _load(text)
-        metadata = _metadata(table.pop("__metadata__", {}))
-        entries = sorted(
-            (_entry(name, value) for name, value in table.items()),
-            key=lambda entry: (entry.begin, entry.end),
-        )
+        entries, metadata = _read(text)
+        entries.sort(key=lambda entry: (entry.begin, entry.end))
         _check_contiguous(entries, data_size)
-    except _HeaderError as error:
+    except JsonError as error:
         _fail(where, str(error))
     return Header(tuple(entries), metadata, 8 + len(text))
 
@@ -120,100 +120,111 @@ def _fail(where: str, problem: str) -> NoReturn:
     )
 
 
-def _load(text: bytes) -> dict[str, Any]:
+def _read(text: bytes) -> tuple[list[Entry], dict[str, str]]:
     if not text.startswith(b"{"):
-        raise _HeaderError("the header does not start with '{'")
-    try:
-        table = json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_int=_digits,
-            parse_float=_no_number,
-            parse_constant=_no_number,
-        )
-    except UnicodeDecodeError as error:
-        raise _HeaderError(f"the header is not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise _HeaderError(f"the header is not JSON ({error.msg} at {error.pos})") from None
-    except RecursionError:
-        raise _HeaderError("the header is nested too deeply") from None
-    if not isinstance(table, dict):
-        raise _HeaderError("the header is not a JSON object")
-    return table
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise _HeaderError(f"duplicate key {key!r}")
-        if not _is_unicode(key):
-            raise _HeaderError(f"name {key!r} is not valid Unicode")
-        table[key] = value
-    return table
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise JsonError("the header does not start with '{'")
+    scanner = Scanner(text, _DECODER)
+    entries: list[Entry] = []
+    metadata: dict[str, str] = {}
+    for name in scanner.members():
+        if name == "__metadata__":
+            metadata = _metadata(scanner)
+        else:
+            entries.append(_entry(name, scanner))
+    scanner.finish()
+    return entries, metadata
 
 
 def _digits(text: str) -> int:
     # int() refuses more than 4300 digits with a ValueError of its own; u64 has at most 20.
-    if not text.isdecimal() or len(text) > 20 or int(text) > _MAX_U64:
-        raise _HeaderError(f"number {text[:40]}, expected a whole number below 2^64")
+    if len(text) > 20 or text[0] == "-" or int(text) > _MAX_U64:
+        raise JsonError(f"number {text[:40]}, expected a whole number below 2^64")
     return int(text)
 
 
 def _no_number(text: str) -> NoReturn:
-    raise _HeaderError(f"number {text[:40]}, expected a whole number")
+    raise JsonError(f"number {text[:40]}, expected a whole number")
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise _HeaderError("__metadata__ is not an object of texts")
-    for key, text in value.items():
-        if not isinstance(text, str) or not _is_unicode(text):
-            raise _HeaderError(f"__metadata__[{key!r}] is not a text")
-    return value
+# Numbers of 19 digits are below 2^64.
+_NUMBER = "(?:0|[1-9][0-9]{0,18})"
+# The spelling that the package writes, read without the JSON decoder: the same, several times
+# faster. Every other spelling goes through the decoder.
+_PLAIN = re.compile(
+    rf'\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_NUMBER},){{0,63}}{_NUMBER})?\],'
+    rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}'
+)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=unique, parse_int=_digits, parse_float=_no_number, parse_constant=_no_number
+)
 
 
-def _is_u64(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _metadata(scanner: Scanner) -> dict[str, str]:
+    if scanner.kind != "an object":
+        raise JsonError("__metadata__ is not an object of texts")
+    table = {}
+    for key in scanner.members():
+        if scanner.kind != "a text":
+            raise JsonError(f"__metadata__[{shown(key)}] is not a text")
+        if len(table) == MAX_METADATA:
+            raise JsonError(f"__metadata__ has more than {MAX_METADATA} texts")
+        table[key] = scanner.string()
+    return table
 
 
-def _entry(name: str, value: Any) -> Entry:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        fields = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise _HeaderError(f"tensor {name!r} has {fields}, expected dtype, shape and data_offsets")
-    tag, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(tag, str) or tag not in DTYPES:
-        raise _HeaderError(f"tensor {name!r} has the unknown dtype {tag!r}")
-    if not isinstance(shape, list) or not all(map(_is_u64, shape)):
-        raise _HeaderError(f"tensor {name!r} has the shape {shape!r}, expected whole numbers")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_u64, offsets)):
-        raise _HeaderError(f"tensor {name!r} has data_offsets {offsets!r}, expected [begin, end]")
+def _entry(name: str, scanner: Scanner) -> Entry:
+    if len(name) > MAX_NAME:
+        raise JsonError(f"tensor {shown(name)} has a name of over {MAX_NAME} characters")
+    plain = scanner.match(_PLAIN)
+    if plain:
+        tag, sizes, *ends = plain.groups()
+        shape = tuple(map(int, sizes.split(","))) if sizes else ()
+        begin, end = map(int, ends)
+    else:
+        tag, shape, begin, end = _fields(name, scanner)
+    if tag not in DTYPES:
+        raise JsonError(f"tensor {name!r} has the unknown dtype {shown(tag)}")
+    if len(shape) > MAX_RANK:
+        raise JsonError(f"tensor {name!r} has {len(shape)} dimensions, expected {MAX_RANK} at most")
     dtype = DTYPES[tag]
     bits = _checked_bits(name, shape, dtype)
-    begin, end = offsets
     if end < begin or (end - begin) * 8 != bits:
-        raise _HeaderError(
-            f"tensor {name!r} of {tag} {shape} needs {bits / 8:g} bytes, got data_offsets {offsets}"
+        raise JsonError(
+            f"tensor {name!r} of {tag} {list(shape)} needs {bits / 8:g} bytes, "
+            f"got data_offsets {[begin, end]}"
         )
-    return Entry(name, dtype, tuple(shape), begin, end)
+    return Entry(name, dtype, shape, begin, end)
 
 
-def _checked_bits(name: str, shape: list[int], dtype: DType) -> int:
+def _fields(name: str, scanner: Scanner) -> tuple[str, tuple[int, ...], int, int]:
+    if scanner.kind != "an object":
+        raise JsonError(f"tensor {name!r} is {scanner.kind}, expected {_EXPECTED}")
+    value = scanner.value(_MAX_ENTRY, flat=True)
+    if value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise JsonError(f"tensor {name!r} has {shown(sorted(value))}, expected {_EXPECTED}")
+    tag, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(tag, str):
+        raise JsonError(f"tensor {name!r} has the unknown dtype {shown(tag)}")
+    if not _is_numbers(shape):
+        raise JsonError(f"tensor {name!r} has the shape {shown(shape)}, expected whole numbers")
+    if not _is_numbers(offsets) or len(offsets) != 2:
+        raise JsonError(f"tensor {name!r} has data_offsets {shown(offsets)}, expected [begin, end]")
+    return tag, tuple(shape), *offsets
+
+
+def _is_numbers(value: Any) -> bool:
+    # Not isinstance: true and false are of a subclass of int.
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _checked_bits(name: str, shape: tuple[int, ...], dtype: DType) -> int:
     bits = 1
     for size in (*shape, dtype.bits):
         bits *= size
         if bits > _MAX_U64:
-            raise _HeaderError(f"tensor {name!r} of shape {shape} overflows 64 bits")
+            raise JsonError(f"tensor {name!r} of shape {list(shape)} overflows 64 bits")
     if bits % 8:
-        raise _HeaderError(f"tensor {name!r} of {dtype} {shape} does not fill whole bytes")
+        raise JsonError(f"tensor {name!r} of {dtype} {list(shape)} does not fill whole bytes")
     return bits
 
 
@@ -222,8 +233,8 @@ def _check_contiguous(entries: list[Entry], data_size: int) -> None:
     for entry in entries:
         if entry.begin != position:
             what = "overlaps the tensor before it" if entry.begin < position else "follows a hole"
-            raise _HeaderError(f"tensor {entry.name!r} starts at {entry.begin}: it {what}")
+            raise JsonError(f"tensor {entry.name!r} starts at {entry.begin}: it {what}")
         position = entry.end
     if position != data_size:
         what = "truncated" if data_size < position else "with bytes no tensor owns"
-        raise _HeaderError(f"the data has {data_size} bytes, the header names {position}: {what}")
+        raise JsonError(f"the data has {data_size} bytes, the header names {position}: {what}")

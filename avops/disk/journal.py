@@ -1,23 +1,34 @@
 """The journal of a staging directory: which blocks are written, so that a killed run can resume.
 
-One line of JSON per block: file, block number, digest, and what the run counted in it. A line is
-written after its block. Nothing is flushed for the journal's sake: a resuming run reads each block
-again and takes only those whose digest is the recorded one.
+A line per block: the XXH3-64 of the rest of the line, then JSON with file, block number, digest,
+and what the run counted in it. A line is written after its block. Nothing is flushed for the
+journal's sake: a resuming run reads each block again and takes only those whose digest is the
+recorded one, and a damaged line is as good as none.
 While a run lives it holds a lock on its journal, so no other run takes its directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 JOURNAL = "avops-journal"
 _VERSION = 1
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# The first line, which says what the plan is, is shorter.
+_HEAD = 4096
+# Who looks whether a journal is in use locks it for an instant.
+_TRIES, _PAUSE = 5, 0.01
 
 
 class Journal:
@@ -34,8 +45,9 @@ class Journal:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         journal = cls(path, fd, {})
         try:
-            _lock(fd)
-            journal._append({"avops_journal": _VERSION, "plan": plan_id})
+            with contextlib.suppress(OSError):  # Some network file systems cannot lock.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            journal._append(_head(plan_id))
         except BaseException:
             journal.close()
             raise
@@ -45,18 +57,16 @@ class Journal:
     def resume(cls, stage: Path, plan_id: str) -> Journal | None:
         """The journal that a killed run left, or None: another plan's, in use, or unreadable."""
         path = stage / JOURNAL
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            if _lock(fd):
-                entries = _entries(fd, plan_id)
-                if entries is not None:
-                    return cls(path, fd, entries)
-        except OSError:
-            pass  # What cannot be read cannot be resumed.
-        os.close(fd)
+        with contextlib.suppress(OSError):  # What cannot be read cannot be resumed.
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | _OPEN)
+            try:
+                if _is_of(fd, plan_id) and _lock_soon(fd):
+                    journal = cls(path, fd, _entries(fd))
+                    fd = -1
+                    return journal
+            finally:
+                if fd >= 0:
+                    os.close(fd)
         return None
 
     def add(self, file: int, block: int, digest: bytes, counts: Any) -> None:
@@ -64,10 +74,13 @@ class Journal:
         self._append([file, block, digest.hex(), counts])
 
     def _append(self, value: Any) -> None:
-        os.write(self._fd, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        text = json.dumps(value, separators=(",", ":")).encode()
+        line = b"%s %s\n" % (_check(text), text)
+        if os.write(self._fd, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
-        """Delete the journal: the output is complete."""
+        """Delete the journal: the output is complete, or given up."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
 
@@ -80,19 +93,44 @@ class Journal:
 
 def in_use(stage: Path) -> bool:
     """Whether a living run holds the journal in ``stage``."""
+    return _look(stage, lambda fd: not _lock(fd, fcntl.LOCK_SH))
+
+
+def is_of(stage: Path, plan_id: str) -> bool:
+    """Whether the journal in ``stage`` is of that plan."""
+    return _look(stage, lambda fd: _is_of(fd, plan_id))
+
+
+def is_void(stage: Path) -> bool:
+    """Whether the journal in ``stage`` is of a run that was killed when it wrote the first line."""
+    return _look(stage, lambda fd: b"\n" not in os.pread(fd, _HEAD, 0))
+
+
+def _look(stage: Path, question: Callable[[int], bool]) -> bool:
+    """The answer for the journal in ``stage``; False when there is none that can be read."""
     try:
-        fd = os.open(stage / JOURNAL, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(stage / JOURNAL, os.O_RDONLY | _OPEN)
     except OSError:
         return False
     try:
-        return not _lock(fd)
+        return stat.S_ISREG(os.fstat(fd).st_mode) and question(fd)
+    except OSError:
+        return False
     finally:
         os.close(fd)
 
 
-def _lock(fd: int) -> bool:
+def _lock_soon(fd: int) -> bool:
+    for _ in range(_TRIES):
+        if _lock(fd, fcntl.LOCK_EX):
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _lock(fd: int, kind: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -100,27 +138,35 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _entries(fd: int, plan_id: str) -> dict[tuple[int, int], Any] | None:
-    """(file, block) to [digest, counts]; None when the journal is of another plan."""
-    lines = _lines(fd)
-    if next(lines, None) != {"avops_journal": _VERSION, "plan": plan_id}:
-        return None
-    found: dict[tuple[int, int], Any] = {}
-    for line in lines:
-        if isinstance(line, list) and len(line) == 4:
-            found[line[0], line[1]] = line[2:]
-    return found
+def _head(plan_id: str) -> dict[str, Any]:
+    return {"avops_journal": _VERSION, "plan": plan_id}
 
 
-def _lines(fd: int) -> Iterator[Any]:
-    """The journal's lines; the last may be torn by the kill, and ends it."""
-    data = b""
-    while piece := os.pread(fd, 1 << 20, len(data)):
-        data += piece
-    *whole, torn = data.split(b"\n")
-    os.ftruncate(fd, len(data) - len(torn))
-    for line in whole:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+def _check(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode()
+
+
+def _is_of(fd: int, plan_id: str) -> bool:
+    """Whether the open file begins as the journal of that plan."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return False
+    return bool(_value(os.pread(fd, _HEAD, 0).partition(b"\n")[0]) == _head(plan_id))
+
+
+def _entries(fd: int) -> dict[tuple[int, int], Any]:
+    """(file, block) to [digest, counts]. A line that the kill has torn is cut off."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := os.pread(fd, 1 << 20, size):
+        pieces.append(piece)
+        size += len(piece)
+    _, *lines, torn = b"".join(pieces).split(b"\n")
+    os.ftruncate(fd, size - len(torn))
+    values = (_value(line) for line in lines)
+    return {(value[0], value[1]): value[2:] for value in values if value is not None}
+
+
+def _value(line: bytes) -> Any:
+    """What a line says; None for a damaged one."""
+    check, _, text = line.partition(b" ")
+    return json.loads(text) if check == _check(text) else None

@@ -7,6 +7,7 @@ ordinary ones. Either way the bytes are the same.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -159,8 +160,6 @@ def aligned_memory(nbytes: int) -> mmap.mmap:
     """Page-aligned memory for direct I/O, on large pages where the system has them."""
     memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # Advice only.
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # Advice only.
     return memory

@@ -60,14 +60,13 @@ class StagedFile:
     def _write_direct(self, view: memoryview, offset: int) -> int:
         """Bytes written directly: all of ``view``, or fewer when the system refuses."""
         done = 0
-        while done < len(view) and done % ALIGN == 0:
-            try:
+        try:
+            while done < len(view) and done % ALIGN == 0:
                 done += os.pwrite(self._direct, view[done : done + _MAX_CALL], offset + done)
-            except OSError as error:
-                if error.errno not in _REFUSED:
-                    raise
-                self._go_direct = False
-                break
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            self._go_direct = False
         return done
 
     def read(self, nbytes: int, offset: int) -> bytes:

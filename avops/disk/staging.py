@@ -2,26 +2,24 @@
 
 Everything is written into a staging directory beside the target, flushed, then renamed.
 A failure or an interrupt removes the staging directory; a kill leaves it behind under a name that
-says so, ``.NAME.avops-partial-…``, beside an untouched target. With a journal in it, a later run
-can take it up.
+says so, ``.NAME.avops-partial-…``, beside an untouched target. A later run of the same plan can
+take it up, by its journal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from avops.disk.journal import Journal, in_use
 from avops.disk.publish import exchange, locked, place, sync_directory
+from avops.disk.stage import Stage
 from avops.disk.staged import StagedFile
 from avops.errors import OutputError, WriteError
 
@@ -36,8 +34,8 @@ class Staging:
     and directories that the output may never replace, whatever ``force`` says. companions: names
     of the files that a file output brings along. notes: what the user should know afterwards.
 
-    plan_id: identifies what is to be written, and turns the journal on. resume: take up what a
-    killed run of the same plan left, and leave an interrupted run's work for the next one.
+    plan_id: identifies what is to be written; journaled says whether there is one. resume: take
+    up what a killed run of the same plan left, and leave an interrupted run's work for the next.
     """
 
     def __init__(
@@ -57,14 +55,14 @@ class Staging:
         self.force = force
         self._inputs = tuple(inputs)
         self._companions = tuple(companions)
-        self._plan_id, self._resume = plan_id, resume
-        self._journal: Journal | None = None
-        self._taken_up = False
+        self._resume = resume and plan_id is not None
+        self.journaled = plan_id is not None
+        self._stage = Stage(self.target, plan_id or "")
         self._files: dict[str, StagedFile] = {}
         self._made: list[Path] = []
+        self._flushed: frozenset[str] = frozenset()
+        self._published = False
         self.notes: list[str] = []
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._stage = self.target.parent / f".{self.target.name}.avops-partial-{token}"
 
     def check(self, nbytes: int) -> None:
         """Refuse before any work: an output that exists, is an input, or does not fit the disk.
@@ -81,6 +79,8 @@ class Staging:
         parent = next(p for p in self.target.parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
+        if self._resume:
+            nbytes -= self._stage.held()
         usage = os.statvfs(parent)
         free = usage.f_bavail * usage.f_frsize
         if nbytes > free:
@@ -90,33 +90,30 @@ class Staging:
             )
 
     def __enter__(self) -> Staging:
-        if self._resume and self._take_up():
-            return self
-        missing = [p for p in self.target.parents if not p.exists()]
         try:
-            for path in reversed(missing):
-                path.mkdir()
-                self._made.append(path)
-            self._stage.mkdir()
-            if self._plan_id is not None:
-                self._journal = Journal.create(self._stage, self._plan_id)
-        except OSError as error:
-            self._discard()
-            self._fail("creating the staging directory", error)
+            self._make_parents()
+            with locked(self.target.parent):
+                if not (self._resume and self._stage.take_up()):
+                    self._stage.create()
+        except BaseException as error:
+            self._leave(error)
+            if isinstance(error, OSError):
+                self._fail("creating the staging directory", error)
+            raise
         return self
 
-    def _take_up(self) -> bool:
-        for stage in reversed(self.leftovers()):
-            journal = Journal.resume(stage, self._plan_id or "")
-            if journal is not None:
-                self._stage, self._journal, self._taken_up = stage, journal, True
-                return True
-        return False
+    def _make_parents(self) -> None:
+        for path in reversed([p for p in self.target.parents if not p.exists()]):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue  # Another run was faster.
+            self._made.append(path)
 
     @property
     def resumed(self) -> Mapping[tuple[int, int], Any]:
         """What the journal of a killed run holds: (file, block) to [digest, counts]."""
-        return {} if self._journal is None else self._journal.entries
+        return {} if self._stage.journal is None else self._stage.journal.entries
 
     def __exit__(
         self,
@@ -124,16 +121,24 @@ class Staging:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._resume and isinstance(value, KeyboardInterrupt):
-            self._close()
-        else:
-            self._discard()
+        self._leave(value)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Remove everything, but for the work of an interrupted run that can be resumed."""
+        self._close()
+        if self._resume and isinstance(error, KeyboardInterrupt) and not self._published:
+            self._stage.close()
+            return
+        self._stage.remove()
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._made.clear()
 
     def create(self, name: str, size: int) -> StagedFile:
         """Create the file ``name`` of ``size`` bytes, space reserved."""
-        path = self._stage / name
         try:
-            file = StagedFile(path, size, exists=self._taken_up and path.exists())
+            file = self._stage.open(name, size)
         except OSError as error:
             self._fail(f"reserving {size:,} bytes for {name}", error)
         self._files[name] = file
@@ -146,16 +151,11 @@ class Staging:
         except OSError as error:
             self._fail(f"writing at byte {offset}", error)
 
-    @property
-    def journaled(self) -> bool:
-        """Whether this run keeps a journal."""
-        return self._journal is not None
-
     def record(self, file: int, block: int, digest: bytes, counts: Any) -> None:
         """Journal that ``block`` of output file number ``file`` is written."""
-        if self._journal is not None:
+        if self.journaled and self._stage.journal is not None:
             try:
-                self._journal.add(file, block, digest, counts)
+                self._stage.journal.add(file, block, digest, counts)
             except OSError as error:
                 self._fail("writing the journal", error)
 
@@ -164,72 +164,98 @@ class Staging:
         file = self.create(name, len(data))
         self.write(file, data, 0)
 
+    def flush(self) -> None:
+        """Put everything on the disk. Raises WriteError."""
+        names = frozenset(self._files)
+        try:
+            for file in self._files.values():
+                file.flush()
+            self._stage.clear(names)
+            self._close()
+            sync_directory(self._stage.files)
+        except OSError as error:
+            # After a failed flush the kernel may have dropped the pages: discard, never retry.
+            self._fail("flushing the output", error)
+        self._flushed = names
+
     def commit(self) -> None:
         """Flush everything and rename it into place; of a file output its companions, too.
 
         Raises WriteError, or OutputError when something appeared at the target meanwhile.
         """
+        if not self._flushed:
+            self.flush()
         try:
-            for file in self._files.values():
-                file.flush()
-            self._close()
-            if self._journal is not None:
-                self._journal.remove()
-            sync_directory(self._stage)
             with locked(self.target.parent):
                 if self.directory:
                     self._publish_directory()
                 else:
                     self._publish_files()
+                self._published = True
         except OSError as error:
-            # After a failed flush the kernel may have dropped the pages: discard, never retry.
             self._fail("publishing the output", error)
+        parents = {self.target.parent, *(path.parent for path in self._made)}
         self._made.clear()
         try:
-            sync_directory(self.target.parent)
+            for parent in parents:
+                sync_directory(parent)
         except OSError as error:
             raise WriteError(
-                f"{self.target}: is in place and whole, but flushing {self.target.parent} failed: "
+                f"{self.target}: is in place and whole, but flushing {parent} failed: "
                 f"{error.strerror}; a power cut now could undo the rename; check the disk"
             ) from error
 
     def _publish_files(self) -> None:
         """Companions first and the target last: who sees the target sees all of it."""
-        placed: list[Path] = []
+        paths = {name: self.target.parent / name for name in self._companions}
+        paths[self._name] = self.target
         try:
-            for name in (*self._companions, self._name):
-                path = self.target if name == self._name else self.target.parent / name
+            for name, path in paths.items():
                 orphaned = name != self._name and self._orphaned(path)
-                if not place(self._stage / name, path, force=self.force or orphaned):
+                if not place(self._stage.files / name, path, force=self.force or orphaned):
                     raise OutputError(_exists(path))
-                placed.append(path)
         except BaseException:
-            if not self.force:
-                for path in placed:
+            # An interrupt may come right after a rename: what is ours is seen on the disk.
+            mine = [path for name, path in paths.items() if self._is_mine(name, path)]
+            if not self.force and self.target not in mine:
+                for path in mine:
                     path.unlink()
             raise
 
+    def _is_mine(self, name: str, path: Path) -> bool:
+        """Whether this run's file ``name`` is at ``path``, by a link or by a rename."""
+        staged = self._stage.files / name
+        if not os.path.lexists(path):
+            return False
+        return os.path.samefile(staged, path) if staged.exists() else name in self._flushed
+
     def _publish_directory(self) -> None:
+        files = self._stage.files
+        if os.path.lexists(self.target):
+            # Once more: the user may have put files there meanwhile.
+            self._check_replaceable()
         if not self.force or not self.target.exists():
             try:
-                self._stage.rename(self.target)
+                files.rename(self.target)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise OutputError(_exists(self.target)) from None
                 raise
             return
-        old = self._stage.with_name(self._stage.name.replace("-partial-", "-replaced-"))
-        if exchange(self._stage, self.target):
-            self._stage.rename(old)
-        else:
-            self.target.rename(old)
+        old = self._stage.path
+        if not exchange(files, self.target):
+            # Beside the staging directory: a kill between the two renames must not lose it.
+            old = old.with_name(old.name.replace("-partial-", "-replaced-"))
             try:
-                self._stage.rename(self.target)
+                self.target.rename(old)
+                files.rename(self.target)
             except BaseException:
-                old.rename(self.target)
+                if old.exists() and not self.target.exists():
+                    old.rename(self.target)
                 raise
-        shutil.rmtree(old, ignore_errors=True)
-        if old.exists():
+        held = files if old == self._stage.path else old
+        shutil.rmtree(held, ignore_errors=True)
+        if held.exists():
             self.notes.append(f"the replaced output could not be removed whole: remove {old}")
 
     def _check_not_input(self) -> None:
@@ -274,25 +300,13 @@ class Staging:
 
     def leftovers(self) -> tuple[Path, ...]:
         """Staging directories that killed runs left beside the target, oldest first."""
-        pattern = f".{glob.escape(self.target.name)}.avops-*"
-        found = [p for p in self.target.parent.glob(pattern) if p != self._stage and not in_use(p)]
-        return tuple(sorted(found, key=lambda path: path.lstat().st_mtime_ns))
+        return self._stage.leftovers()
 
     def _close(self) -> None:
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
         self._files.clear()
-        if self._journal is not None:
-            self._journal.close()
-
-    def _discard(self) -> None:
-        self._close()
-        shutil.rmtree(self._stage, ignore_errors=True)
-        for path in reversed(self._made):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        self._made.clear()
 
     def _fail(self, doing: str, error: OSError) -> NoReturn:
         advice = {

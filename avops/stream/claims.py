@@ -48,11 +48,10 @@ class Claims:
         return tuple(sorted(set((self.weight_map or {}).values())))
 
     def named_by(self, name: str) -> str:
-        """Who names the file ``name``."""
-        by_index = name in self.shards
-        if self.recipe is None or name not in self.files:
-            return INDEX
-        return f"{self.recipe} and {INDEX}" if by_index else self.recipe
+        """Who names the file ``name``: ``index.json names it``."""
+        who = [self.recipe] if self.recipe and name in self.files else []
+        who += [INDEX] if name in self.shards else []
+        return f"{' and '.join(who)} name{'' if len(who) > 1 else 's'} it"
 
 
 class _ClaimError(ValueError):

@@ -22,7 +22,7 @@ from avops.dtypes import DType
 _FRACTION = {"BF16": (7, -126), "F16": (10, -14), "F32": (23, -126), "F64": (52, -1022)}
 _INTEGERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 # Elements at a time: float64 temporaries of that many stay in a core's cache.
-_SLICE = 1 << 18
+_SLICE = 1 << 16
 
 Array = np.ndarray
 

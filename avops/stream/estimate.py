@@ -24,8 +24,10 @@ _PROGRAM = 40 << 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """memory: peak bytes. cached: share of the inputs in the page cache. read, combine: bytes/s
-    of the disk (None if nothing had to be read from it) and of the kernels on one thread.
+    """What a merge should take.
+
+    memory: peak bytes. cached: share of the inputs in the page cache. read, combine: bytes per
+    second of the disk (None if nothing has to be read from it) and of the kernels on one thread.
     """
 
     memory: int

@@ -7,14 +7,22 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avops import env
-from avops.disk import RECIPE_NAME, Checkpoint, Staging, Vector, fingerprint, open_base
-from avops.disk import patch_config, sidecars
+from avops.disk import (
+    RECIPE_NAME,
+    Checkpoint,
+    Staging,
+    Vector,
+    fingerprint,
+    open_base,
+    patch_config,
+    sidecars,
+)
 from avops.dtypes import DType
 from avops.errors import OutputError
 from avops.kernels import registry

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from avops.disk import Checkpoint, Tensor, Vector
 from avops.disk.parts import LowRank, Part
-from avops.kernels import dither_key
 from avops.dtypes import F32
+from avops.kernels import dither_key
 from avops.recipe import Recipe
 from avops.stream.layout import Layout, Place
 from avops.stream.plan import Input, LowRankRange, Range, Segment, TermRange
@@ -75,7 +76,7 @@ def _tensor(
     if seed is not None and tensor.dtype.floating and place.dtype != F32:
         key = dither_key(seed, tensor.name)
     segments = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         here = tuple(
             TermRange(values_of(part, file, start), name, number, lams, part_aligned(part))
             for (part, file, name, number, lams), end in zip(terms, ends, strict=True)

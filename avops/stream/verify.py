@@ -169,7 +169,7 @@ class _Job:
         try:
             if not os.path.lexists(path):
                 by = self.claims.named_by(name)
-                raise CheckpointError(f"missing, but {by} names it; copy or merge it again")
+                raise CheckpointError(f"missing, but {by}; copy or merge it again")
             fd = open_regular(path)
             identity = Identity.of(fd)
             os.close(fd)

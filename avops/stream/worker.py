@@ -67,9 +67,9 @@ class Counts:
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Counts:
         """The counts that ``to_json`` made."""
-        *numbers, nonfinite, sums = data
+        elements, unchanged, overflowed, flushed, nonfinite, sums = data
         found = [Sums(tuple(terms), tuple(gram)) for terms, gram in sums]
-        return cls(*numbers, Counter(dict(nonfinite)), found)
+        return cls(elements, unchanged, overflowed, flushed, Counter(dict(nonfinite)), found)
 
 
 class Worker:

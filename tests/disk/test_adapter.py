@@ -213,6 +213,7 @@ def test_a_whole_checkpoint_beside_an_adapter_is_the_checkpoint(tmp_path: Path) 
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     assert open_vector("x", directory).kind == "aligned"
     assert open_vector("x", directory, "adapter").kind == "adapter"
+    assert open_vector("x", directory / "adapter_model.safetensors").kind == "adapter"
 
 
 def test_fingerprints_tell_scales_apart(tmp_path: Path) -> None:

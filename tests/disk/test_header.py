@@ -48,7 +48,7 @@ ATTACKS: list[tuple[str, Any, int, str]] = [
     ("dtype not text", {"a": {"dtype": 1, "shape": [], "data_offsets": [0, 4]}}, 4, "dtype 1"),
     ("missing field", {"a": {"dtype": "F32", "shape": []}}, 4, "expected dtype, shape and"),
     ("extra field", {"a": {**tensor(0, 4), "x": 1}}, 4, "expected dtype, shape and"),
-    ("not an object", {"a": [1]}, 4, "'a' has list"),
+    ("not an object", {"a": [1]}, 4, "'a' is a list"),
     ("bool in shape", {"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, 4, "shape"),
     ("shape not list", {"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, 4, "shape 1"),
     ("three offsets", {"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4, 4]}}, 4, "offset"),

@@ -134,6 +134,16 @@ def test_a_tied_head_saved_twice(save: Save, tmp_path: Path, same: bool) -> None
             check(save, tmp_path / "a", tensors)
 
 
+@pytest.mark.parametrize("rows", [8, 10])
+def test_a_tied_head_of_another_size(save: Save, tmp_path: Path, rows: int) -> None:
+    """Equal as far as they go is not equal."""
+    trained = np.zeros((9, 4), np.float32)
+    head = np.zeros((rows, 4), np.float32)
+    tensors = {f"{P}model.embed_tokens.weight": trained, f"{P}lm_head.weight": head}
+    with pytest.raises(MismatchError, match="replaces 'lm_head'.*it ties it to"):
+        check(save, tmp_path / "a", tensors)
+
+
 def test_a_tied_tensor_moves_both_ways(save: Save, tmp_path: Path) -> None:
     base = open_base(save("base.safetensors", BASE))
     vector = open_vector("x", save_by_hand(tmp_path / "a", embedding("model.embed_tokens", 9, 4)))
@@ -173,7 +183,9 @@ def test_a_carried_base_weight_must_be_the_bases(
 
 
 def test_carried_weights_of_another_size_or_name(save: Save, tmp_path: Path) -> None:
-    resized = {**embedding("model.embed_tokens", 9, 4), P + CARRIED: ones(11, 4)}
+    # The first rows are the base's, and yet the adapter was trained on more of them.
+    more = np.concatenate([BASE["model.embed_tokens.weight"], ones(2, 4)])
+    resized = {**embedding("model.embed_tokens", 9, 4), P + CARRIED: more}
     with pytest.raises(MismatchError, match=r"stores '.*base_layer.weight', the F32 \[11, 4\]"):
         check(save, tmp_path / "a", resized)
     far = {**lora("model.l.0.q", 6, 4), f"{P}more.base_layer.weight": ones(1, 1)}

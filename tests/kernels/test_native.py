@@ -17,9 +17,20 @@ import numpy as np
 import pytest
 
 from avops.dtypes import BF16, COMPUTABLE, F16, F32
-from avops.kernels import Operand, Term, combine, diff, extension
+from avops.kernels import (
+    CombineStats,
+    Dither,
+    Factors,
+    Operand,
+    Term,
+    combine,
+    diff,
+    extension,
+    lowrank,
+)
 from avops.kernels.combine import cases as combine_cases
 from avops.kernels.diff import cases as diff_cases
+from avops.kernels.lowrank import cases as lowrank_cases
 from avops.kernels.operands import address
 from avops.kernels.samples import BLOCK, FILLS, TWO_THREADS
 from guarded import Guarded
@@ -44,43 +55,65 @@ class CTerm(ctypes.Structure):
     _fields_ = (("values", Array), ("lam", ctypes.c_float), ("aligned", ctypes.c_int32))
 
 
-class Counts(ctypes.Structure):
-    _fields_ = (("nonfinite", ctypes.c_int64), ("second", ctypes.c_int64))
+class Rounding(ctypes.Structure):
+    _fields_ = (("dither", ctypes.c_int32), ("key", ctypes.c_uint64), ("start", ctypes.c_int64))
+
+
+class CombineCounts(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("nonfinite", "unchanged", "overflowed", "flushed")
+    )
+
+
+class DiffCounts(ctypes.Structure):
+    _fields_ = (("nonfinite", ctypes.c_int64), ("zeros", ctypes.c_int64))
 
 
 class Library:
-    """csrc/combine.cpp built by itself, called through the C ABI."""
+    """csrc/ built without Python, called through the C ABI."""
 
     def __init__(self, path: Path, *flags: str) -> None:
         compiler = shutil.which(os.environ.get("CXX", "g++"))
         if compiler is None:
             pytest.skip("no C++ compiler")
-        command = [compiler, *FLAGS, *flags, str(CSRC / "combine.cpp"), "-o", str(path)]
+        sources = [str(CSRC / name) for name in ("combine.cpp", "lowrank.cpp")]
+        command = [compiler, *FLAGS, *flags, *sources, "-o", str(path)]
         subprocess.run(command, check=True, timeout=120)
         self._library = ctypes.CDLL(str(path))
-        self._library.avops_combine.restype = Counts
-        self._library.avops_diff.restype = Counts
+        self._library.avops_combine.restype = CombineCounts
+        self._library.avops_diff.restype = DiffCounts
+        self._library.avops_lowrank.restype = None
         self._library.avops_variant.restype = ctypes.c_char_p
 
     def variant(self) -> str:
         return str(self._library.avops_variant().decode())
 
     def combine(
-        self, base: Operand, terms: list[Term], out: Operand, threads: int
-    ) -> tuple[int, int]:
+        self, base: Operand, terms: list[Term], out: Operand, rounding: Dither | None
+    ) -> CombineStats:
         array = (CTerm * len(terms))(*(CTerm(Array(t.values), t.lam, t.aligned) for t in terms))
         counts = self._library.avops_combine(
             Array(base), array, ctypes.c_int64(len(terms)), Array(out),
-            ctypes.c_int64(out.array.size), ctypes.c_int32(threads),
+            ctypes.c_int64(out.array.size),
+            Rounding() if rounding is None else Rounding(1, rounding.key, rounding.start),
+            ctypes.c_int32(1),
         )  # fmt: skip
-        return counts.nonfinite, counts.second
+        return CombineStats(*(getattr(counts, name) for name, _ in CombineCounts._fields_))
 
-    def diff(self, base: Operand, aligned: Operand, out: Operand, threads: int) -> tuple[int, int]:
+    def lowrank(self, factors: Factors, start: int, out: Operand) -> None:
+        self._library.avops_lowrank(
+            ctypes.c_void_p(address(factors.left)), ctypes.c_void_p(address(factors.right)),
+            ctypes.c_int64(factors.left.shape[1]), ctypes.c_int64(factors.right.shape[1]),
+            ctypes.c_float(factors.scale), ctypes.c_int64(start),
+            ctypes.c_void_p(address(out.array)), ctypes.c_int64(out.array.size), ctypes.c_int32(1),
+        )  # fmt: skip
+
+    def diff(self, base: Operand, aligned: Operand, out: Operand) -> tuple[int, int]:
         counts = self._library.avops_diff(
             Array(base), Array(aligned), Array(out),
-            ctypes.c_int64(out.array.size), ctypes.c_int32(threads),
+            ctypes.c_int64(out.array.size), ctypes.c_int32(1),
         )  # fmt: skip
-        return counts.nonfinite, counts.second
+        return counts.nonfinite, counts.zeros
 
 
 def check(library: Library) -> None:
@@ -89,18 +122,24 @@ def check(library: Library) -> None:
         if case.n != 1999:
             continue
         base, terms = case.inputs()
-        expected, got = Guarded(case.n, case.out), Guarded(case.n, case.out)
-        stats = combine(base, terms, expected.operand, backend="reference")
-        counts = library.combine(base, terms, got.operand, 1)
-        assert counts == (stats.nonfinite, stats.unchanged), case
-        assert np.array_equal(got.bits(), expected.bits()), case
+        for rounding in (None, Dither(7, 2**32 - 1000)):
+            expected, got = Guarded(case.n, case.out), Guarded(case.n, case.out)
+            stats = combine(base, terms, expected.operand, rounding=rounding, backend="reference")
+            assert library.combine(base, terms, got.operand, rounding) == stats, case
+            assert np.array_equal(got.bits(), expected.bits()), case
+    for product in lowrank_cases.cases():
+        given = product.factors()
+        delta, delta_got = Guarded(product.n, F32), Guarded(product.n, F32)
+        lowrank(given, product.start, delta.operand, backend="reference")
+        library.lowrank(given, product.start, delta_got.operand)
+        assert np.array_equal(delta_got.bits(), delta.bits()), product
     for item in diff_cases.cases():
         if item.n != 1999:
             continue
         origin, aligned = item.inputs()
         delta, delta_got = Guarded(item.n, item.out), Guarded(item.n, item.out)
         found = diff(origin, aligned, delta.operand, backend="reference")
-        counts = library.diff(origin, aligned, delta_got.operand, 1)
+        counts = library.diff(origin, aligned, delta_got.operand)
         assert counts == (found.nonfinite, found.zeros), item
         assert np.array_equal(delta_got.bits(), delta.bits()), item
 
@@ -266,13 +305,17 @@ def test_chunks_do_not_change_the_result(fill: str) -> None:
 def test_the_module_refuses_wrong_arguments() -> None:
     module = extension.NATIVE
     assert module is not None
-    with pytest.raises(TypeError, match=r"combine\(\) takes 7 arguments, got 1"):
+    with pytest.raises(TypeError, match=r"combine\(\) takes 8 arguments, got 1"):
         module.combine(1)
     with pytest.raises(TypeError, match=r"diff\(\) takes 8 arguments, got 0"):
         module.diff()
     with pytest.raises(TypeError, match="terms must be a tuple"):
-        module.combine(0, 0, [], 0, 0, 0, 1)
+        module.combine(0, 0, [], 0, 0, 0, None, 1)
     with pytest.raises(TypeError, match="a term is a tuple"):
-        module.combine(0, 0, ((1, 2),), 0, 0, 0, 1)
+        module.combine(0, 0, ((1, 2),), 0, 0, 0, None, 1)
     with pytest.raises(TypeError):
-        module.combine("0", 0, (), 0, 0, 0, 1)
+        module.combine("0", 0, (), 0, 0, 0, None, 1)
+    with pytest.raises(TypeError, match="rounding is None or a tuple"):
+        module.combine(0, 0, (), 0, 0, 0, 1, 1)
+    with pytest.raises(TypeError, match=r"lowrank\(\) takes 9 arguments, got 0"):
+        module.lowrank()

@@ -13,9 +13,9 @@ import pytest
 
 from avops.dtypes import F32
 from avops.errors import BackendError
-from avops.kernels import Operand, combine, diff, extension, registry
+from avops.kernels import CombineStats, Operand, combine, diff, extension, registry
 
-OPERATIONS = ("combine", "diff")
+OPERATIONS = ("combine", "diff", "lowrank")
 
 
 @pytest.fixture(autouse=True)
@@ -130,13 +130,15 @@ def test_a_forced_backend_that_cannot_serve_is_not_chosen(
 
 def test_an_implementation_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    once = registry.Implementation("combine", "mine", lambda *args: calls.append(args) or (3, 4))
+    once = registry.Implementation(
+        "combine", "mine", lambda *args: calls.append(args) or (3, 4, 1, 0)
+    )
     monkeypatch.setenv("AVOPS_BACKEND", "nonsense")  # not even read
     x = Operand(np.zeros(2, np.float32), F32)
     out = Operand(np.ones(2, np.float32), F32)
     stats = combine(x, (), out, backend=once)
-    assert (stats.nonfinite, stats.unchanged) == (3, 4)
-    assert calls == [(x, (), out, 1)]
+    assert stats == CombineStats(3, 4, 1, 0)
+    assert calls == [(x, (), out, None, 1)]
     with pytest.raises(ValueError, match="an implementation of combine cannot serve diff"):
         diff(x, x, out, backend=once)
 

@@ -1,0 +1,61 @@
+"""Small models, a nursery of processes to kill, and a shim that makes system calls fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.nursery import Nursery
+from faults.world import World, make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Read-only models of 3 kB."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def own_world(tmp_path: Path) -> World:
+    """Models that the test may change."""
+    return make_world(tmp_path / "models")
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Children without faults in their system calls."""
+    found = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def shimmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Children whose system calls fail as the scenario's ``faults`` say."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("no C compiler for the shim")
+    directory = tmp_path_factory.mktemp("shim")
+    library = directory / "shim.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library)]
+    subprocess.run([*command, str(Path(__file__).parent / "shim.c"), "-ldl"], check=True)
+    found = Nursery(directory, LD_PRELOAD=str(library))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, if this user may mount one."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a small tmpfs")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
