@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output
+from avops.cli import hub, output
 
 if TYPE_CHECKING:
     from avops.stream.compare import DiffReport, TensorDiff
@@ -42,11 +42,9 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb."""
-    from avops.disk.hub import local_path
     from avops.stream.compare import compare
 
-    with output.progress("downloading", quiet=args.json) as progress:
-        a, b = (local_path(text, progress=progress) for text in (args.a, args.b))
+    a, b = (hub.local(text, quiet=args.json) for text in (args.a, args.b))
     with output.progress("comparing", quiet=args.json) as progress:
         report = compare(a, b, progress=progress)
     if args.json:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from avops.cli import output
-from avops.errors import CheckpointError, RecipeError, UserError
+from avops.cli import hub
+from avops.errors import RecipeError, UserError
 from avops.recipe import Project, Sources, Term, parse_project
 
 FILE = "avops.toml"
@@ -45,27 +45,10 @@ def _may_exist(path: str) -> bool:
     return True
 
 
-def located(text: str, *, quiet: bool = False) -> str:
-    """``text`` if it is a path, otherwise the local snapshot of the hub id ``text``.
-
-    Downloads what the hub's cache lacks, with a progress bar. Raises CheckpointError or
-    MissingExtraError when it cannot be had.
-    """
-    from avops.disk.hub import is_hub_id, local_path
-
-    if _may_exist(text) or not is_hub_id(text):
-        return text
-    try:
-        return local_path(text, allow_download=False)
-    except CheckpointError:
-        with output.progress(f"downloading {text}", quiet=quiet) as progress:
-            return local_path(text, progress=progress)
-
-
 def located_terms(terms: Sequence[Term], *, quiet: bool = False) -> tuple[Term, ...]:
     """``terms`` with the paths of their files, where these are ids on the hub."""
     return tuple(
-        replace(term, source=replace(term.source, path=located(term.source.path, quiet=quiet)))
+        replace(term, source=replace(term.source, path=hub.local(term.source.path, quiet=quiet)))
         for term in terms
     )
 

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avops.cli import project
-from avops.cli.options import dtype_of
-from avops.dtypes import DTYPES, DType
-from avops.errors import OutputError, RecipeError, UserError
+from avops.cli import hub, project
+from avops.cli.options import dtype_of, read_config, read_recipe
+from avops.dtypes import parse_dtype
+from avops.errors import OutputError, UserError
 from avops.recipe import (
     Recipe,
     Source,
@@ -17,14 +17,12 @@ from avops.recipe import (
     apply_rules,
     expand_candidates,
     parse_candidates,
-    parse_recipe_file,
     parse_skip,
     parse_where,
 )
 from avops.stream import MergeOptions, default_target
 
 _YAML = (".yml", ".yaml")
-_MAX_CONFIG = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
     rules += [(None, parse_skip(glob)) for glob in args.skip]
     candidates = parse_candidates(project.terms_of(args.av), project.sources(found))
     candidates = tuple(apply_rules(terms, rules) for terms in candidates)
-    base = project.located(given, quiet=args.json)
+    base = hub.local(given, quiet=args.json)
     outs = _outputs(args.out, base, candidates)
     located = project.located_terms(candidates[0], quiet=args.json)
     paths = [term.source for term in located]
@@ -117,21 +115,12 @@ def _refuse_with_config(args: argparse.Namespace) -> None:
             )
 
 
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise RecipeError(f"{path}: larger than {_MAX_CONFIG} bytes, expected a config file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-
-
 def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
     from avops.disk import open_base
     from avops.recipe.mergekit import parse_mergekit
 
-    config = parse_mergekit(_read(path), file=str(path))
-    local = project.located(config.base.path, quiet=args.json)
+    config = parse_mergekit(read_config(path), file=str(path))
+    local = hub.local(config.base.path, quiet=args.json)
     tensors = open_base(local).tensors.values()
     recipe = config.recipe(tuple(t.name for t in tensors if t.dtype.floating))
     terms = tuple(
@@ -141,25 +130,24 @@ def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) 
         for term in recipe.terms
     )
     if options.dtype is None and config.dtype:
-        options = replace(options, dtype=_dtype(config.dtype))
+        options = replace(options, dtype=parse_dtype(config.dtype))
     out = output_path(args.out) if args.out else default_target(local)
     return Request(((Recipe(local, terms), out),), options, config.notes)
 
 
-def _dtype(name: str) -> DType:
-    return next(dtype for dtype in DTYPES.values() if name in (dtype.torch, dtype.tag))
-
-
 def _from_recipe(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
-    found = parse_recipe_file(_read(path), str(path))
-    base = project.located(found.recipe.base, quiet=args.json)
+    found = read_recipe(path)
+    base = hub.local(found.recipe.base, quiet=args.json)
     recipe = Recipe(base, project.located_terms(found.recipe.terms, quiet=args.json))
+    recorded = MergeOptions.recorded(found)
     options = replace(
-        options,
-        dtype=options.dtype or (_dtype(found.dtype) if found.dtype else None),
-        rounding=found.rounding,
-        seed=found.seed or 0,
-        vocab=found.vocab,
+        recorded,
+        dtype=options.dtype or recorded.dtype,
+        force=options.force,
+        resume=options.resume,
+        allow_missing=options.allow_missing or recorded.allow_missing,
+        allow_extra=options.allow_extra or recorded.allow_extra,
+        allow_nonfinite=options.allow_nonfinite or recorded.allow_nonfinite,
     )
     out = output_path(args.out) if args.out else default_target(base)
     return Request(((recipe, out),), options)

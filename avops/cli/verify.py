@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output
+from avops.cli import hub, output
+from avops.cli.options import read_recipe
+from avops.errors import RecipeError
 
 if TYPE_CHECKING:
+    from avops.recipe import RecipeFile
+    from avops.stream.recompute import Recomputed
     from avops.stream.verify import VerifyReport
 
 
@@ -27,24 +34,95 @@ def add(verbs: Any) -> None:
         action="store_true",
         help="note NaN and infinities, but do not take them for problems",
     )
+    parser.add_argument(
+        "--against",
+        metavar="RECIPE",
+        help="compute the merge of this avops_recipe.json again and compare bit for bit",
+    )
+    parser.add_argument("--base", metavar="PATH", help="--against: where the recipe's base is")
+    parser.add_argument(
+        "--av",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="--against: where an alignment vector of the recipe is",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb."""
-    from avops.disk.hub import local_path
     from avops.stream.verify import verify
 
-    with output.progress("downloading", quiet=args.json) as progress:
-        path = local_path(args.path, progress=progress)
+    path = hub.local(args.path, quiet=args.json)
+    recipe = _recipe(args) if args.against else None
     with output.progress("verifying", quiet=args.json) as progress:
         report = verify(path, allow_nonfinite=args.allow_nonfinite, progress=progress)
+    again = None
+    if recipe is not None:
+        from avops.stream.recompute import recompute
+
+        with output.progress("computing again", quiet=args.json) as progress:
+            again = recompute(Path(path), recipe, progress=progress)
     if args.json:
-        output.result(_json(args, report))
+        output.result(_json(args, report, again))
     else:
         _show(args, report)
-    return int(bool(report.problems))
+        if again is not None:
+            _show_again(args, again)
+    return int(bool(report.problems) or (again is not None and not again.equal))
+
+
+def _recipe(args: argparse.Namespace) -> RecipeFile:
+    """The recipe to compute again, with its files where they are here."""
+    from avops.recipe import Recipe
+
+    file = read_recipe(Path(args.against))
+    elsewhere = dict(map(_elsewhere, args.av))
+    terms = []
+    for term in file.recipe.terms:
+        path = elsewhere.pop(term.name, term.source.path)
+        if term.lam:
+            path = hub.local(path, quiet=args.json)
+        terms.append(replace(term, source=replace(term.source, path=path)))
+    if elsewhere:
+        known = ", ".join(term.name for term in file.recipe.terms)
+        raise RecipeError(
+            f"--av {next(iter(elsewhere))}: no term of {args.against} has this name; "
+            f"known names: {known}"
+        )
+    base = hub.local(args.base or file.recipe.base, quiet=args.json)
+    for what, given in (("--base PATH", base), *(("--av NAME=PATH", t.source.path) for t in terms)):
+        if not os.path.exists(given) and not any(
+            t.source.path == given and not t.lam for t in terms
+        ):
+            raise RecipeError(
+                f"{args.against}: {given} is not here, relative to the current directory; "
+                f"say where it is with {what}"
+            )
+    return replace(file, recipe=Recipe(base, tuple(terms)))
+
+
+def _elsewhere(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise RecipeError(f"--av {text}: expected NAME=PATH such as med=avs/med.safetensors")
+    return name, path
+
+
+def _show_again(args: argparse.Namespace, again: Recomputed) -> None:
+    for problem in again.problems:
+        output.line(output.plain(problem))
+    for tensor, elements in again.tensors.items():
+        output.line(output.plain(f"tensor {tensor!r}: {elements:,} elements differ"))
+    verdict = "bit for bit what the recipe gives" if again.equal else "not what the recipe gives"
+    output.line(
+        output.plain(
+            f"{args.path}: {verdict} ({args.against}), computed again "
+            f"in {output.seconds(again.seconds)}"
+        )
+    )
 
 
 def _show(args: argparse.Namespace, report: VerifyReport) -> None:
@@ -63,10 +141,21 @@ def _show(args: argparse.Namespace, report: VerifyReport) -> None:
     )
 
 
-def _json(args: argparse.Namespace, report: VerifyReport) -> dict[str, Any]:
+def _json(
+    args: argparse.Namespace, report: VerifyReport, again: Recomputed | None
+) -> dict[str, Any]:
+    against = None
+    if again is not None:
+        against = {
+            "equal": again.equal,
+            "tensors": dict(again.tensors),
+            "problems": again.problems,
+            "seconds": round(again.seconds, 6),
+        }
     return {
         "path": args.path,
-        "ok": not report.problems,
+        "ok": not report.problems and (again is None or again.equal),
+        "against": against,
         "recipe": report.recipe,
         "files": report.files,
         "digests": report.digests,

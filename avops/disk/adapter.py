@@ -7,8 +7,8 @@ PEFT 0.21, whose names older versions wrap in the adapter's own name.
 
 from __future__ import annotations
 
-import os
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -5,28 +5,28 @@ Opening reads headers only. Symbolic links (hub snapshots) are followed. No pick
 
 from __future__ import annotations
 
-import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from avops.disk.header import element_count, parse_header, parse_length
+from avops.disk.index import MAX_INDEX, parse_index
 from avops.disk.reader import read_exactly
 from avops.disk.source import Identity, open_regular
+from avops.disk.strict_json import shown
 from avops.dtypes import DType
 from avops.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_INDEX = 200_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor in a file: ``shard`` is the index of its file, ``offset`` absolute in that file."""
 
@@ -103,9 +103,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     try:
         is_dir = stat.S_ISDIR(path.stat().st_mode)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: cannot open the checkpoint: {error.strerror}; "
+            f"{path}: cannot open the checkpoint: {reason}; "
             "expected a .safetensors file or a directory with one"
         ) from None
     if not is_dir:
@@ -148,61 +150,51 @@ def _open_directory(path: Path) -> Checkpoint:
 def _open_sharded(path: Path, *, also_single: bool) -> Checkpoint:
     where = path / INDEX
     raw = _read_small(where)
-    weight_map = _weight_map(raw, where)
-    names = list(dict.fromkeys(weight_map.values()))
-    if also_single and SINGLE not in names:
+    weight_map = parse_index(raw, where)
+    tensors = Counter(weight_map.values())
+    if also_single and SINGLE not in tensors:
         raise CheckpointError(
             f"{path}: holds both {SINGLE} and {INDEX}, which does not name it: one of them is "
             "stale; remove that one, or name a file"
         )
-    shards = []
-    for number, name in enumerate(sorted(names)):
-        if not (path / name).exists():
+    shards: list[Shard] = []
+    found: dict[str, str] = {}
+    for number, name in enumerate(sorted(tensors)):
+        # Not Path.exists, which raises for a name that the file system cannot hold.
+        if not os.path.exists(path / name):
             raise CheckpointError(
-                f"{path / name}: shard missing, but {INDEX} names it for "
-                f"{sum(1 for value in weight_map.values() if value == name)} tensors; "
+                f"{path / name}: shard missing, but {INDEX} names it for {tensors[name]} tensors; "
                 "download it again"
             )
         shards.append(_open_shard(path / name, number))
-    _check_index(weight_map, shards, where)
+        _add_found(found, shards[-1], where)
+    _check_index(weight_map, found, where)
     return Checkpoint(path, tuple(shards), raw)
 
 
-def _weight_map(raw: bytes, where: Path) -> dict[str, str]:
-    try:
-        index: Any = json.loads(raw)
-        weight_map = index["weight_map"]
-        items = list(weight_map.items())
-        if not items:
-            raise ValueError("empty")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+def _add_found(found: dict[str, str], shard: Shard, where: Path) -> None:
+    """Add the shard's tensors. Raises CheckpointError for a shard of nothing new.
+
+    So an index that names one large header again and again is refused at the second reading.
+    """
+    if not shard.tensors:
         raise CheckpointError(
-            f"{where}: not a valid index, expected JSON with a weight_map of tensor to file name"
-        ) from None
-    for name, file in items:
-        plain = isinstance(file, str) and file.endswith(".safetensors")
-        if not plain or "/" in file or "\\" in file or "\0" in file:
+            f"{where}: names {shard.path.name}, which holds no tensors: the index is stale"
+        )
+    for tensor in shard.tensors:
+        if tensor.name in found:
             raise CheckpointError(
-                f"{where}: tensor {name!r} is in {file!r}, expected the plain name of a "
-                ".safetensors file in the same directory"
+                f"{where.parent}: tensor {tensor.name!r} is in both {found[tensor.name]} "
+                f"and {shard.path.name}"
             )
-    return dict(items)
+        found[tensor.name] = shard.path.name
 
 
-def _check_index(weight_map: Mapping[str, str], shards: list[Shard], where: Path) -> None:
-    found: dict[str, str] = {}
-    for shard in shards:
-        for tensor in shard.tensors:
-            if tensor.name in found:
-                raise CheckpointError(
-                    f"{where.parent}: tensor {tensor.name!r} is in both {found[tensor.name]} "
-                    f"and {shard.path.name}"
-                )
-            found[tensor.name] = shard.path.name
+def _check_index(weight_map: Mapping[str, str], found: Mapping[str, str], where: Path) -> None:
     for name in sorted(weight_map.keys() | found.keys()):
         if weight_map.get(name) != found.get(name):
             raise CheckpointError(
-                f"{where}: tensor {name!r} is in {found.get(name) or 'no shard'}, but the index "
+                f"{where}: tensor {shown(name)} is in {found.get(name) or 'no shard'}, but the index "
                 f"says {weight_map.get(name) or 'nothing of it'}: the index is stale"
             )
 
@@ -212,8 +204,9 @@ def _open_shard(path: Path, number: int) -> Shard:
     try:
         identity = Identity.of(fd)
         size = identity.size
-        head = os.pread(fd, 8, 0)
-        length = parse_length(head, size, str(path))
+        head = bytearray(min(size, 8))
+        read_exactly(fd, head, 0, str(path))
+        length = parse_length(bytes(head), size, str(path))
         text = bytearray(length)
         read_exactly(fd, text, 8, str(path))
     finally:
@@ -223,15 +216,15 @@ def _open_shard(path: Path, number: int) -> Shard:
         Tensor(e.name, e.dtype, e.shape, number, header.data_start + e.begin, e.end - e.begin)
         for e in header.entries
     )
-    return Shard(path, size, identity, head + bytes(text), header.metadata, tensors)
+    return Shard(path, size, identity, bytes(head + text), header.metadata, tensors)
 
 
 def _read_small(path: Path) -> bytes:
     fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
-        if size > _MAX_INDEX:
-            raise CheckpointError(f"{path}: {size} bytes, expected at most {_MAX_INDEX}")
+        if size > MAX_INDEX:
+            raise CheckpointError(f"{path}: {size} bytes, expected at most {MAX_INDEX}")
         data = bytearray(size)
         read_exactly(fd, data, 0, str(path))
         return bytes(data)

@@ -162,7 +162,7 @@ _DECODER = json.JSONDecoder(
 def _metadata(scanner: Scanner) -> dict[str, str]:
     if scanner.kind != "an object":
         raise JsonError("__metadata__ is not an object of texts")
-    table = {}
+    table: dict[str, str] = {}
     for key in scanner.members():
         if scanner.kind != "a text":
             raise JsonError(f"__metadata__[{shown(key)}] is not a text")

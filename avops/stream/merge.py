@@ -198,7 +198,19 @@ def plan_merges(
     The recipes have the same base and the same alignment vectors in the same order; λ differs.
     The outputs are all directories, or all files.
     """
-    options = options or MergeOptions()
+    plan = decide(wanted, options or MergeOptions())
+    outs = [target.path for target in plan.targets]
+    for target in plan.targets:
+        staging = _staging(plan, target)
+        staging.check(plan.bytes_written if len({out.parent for out in outs}) == 1 else 0)
+        if not plan.options.resume:
+            more = leftover_notes(staging, resumable=True)
+            plan = dataclasses.replace(plan, notes=plan.notes + more)
+    return plan
+
+
+def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> MergePlan:
+    """The plan of ``plan_merges``, whether or not the outputs may be written."""
     recipes = [recipe for recipe, _ in wanted]
     _check_alike(recipes)
     registry.resolve("combine")
@@ -228,14 +240,7 @@ def plan_merges(
         targets.append(Target(recipe, out, record, small))
     keep = (base.path, *(vector.checkpoint.path for vector in vectors.values()))
     keep += tuple(Path(t.source.path) for t in recipes[0].terms if Path(t.source.path).exists())
-    merge_plan = MergePlan(tuple(targets), options, plan, keep, notes)
-    for target in targets:
-        staging = _staging(merge_plan, target)
-        staging.check(merge_plan.bytes_written if len({o.parent for o in outs}) == 1 else 0)
-        if not options.resume:
-            more = leftover_notes(staging, resumable=True)
-            merge_plan = dataclasses.replace(merge_plan, notes=merge_plan.notes + more)
-    return merge_plan
+    return MergePlan(tuple(targets), options, plan, keep, notes)
 
 
 def merge(

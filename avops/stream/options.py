@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avops.dtypes import DType
+from avops.dtypes import DType, parse_dtype
+from avops.recipe import RecipeFile
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,16 @@ class MergeOptions:
     rounding: str = "nearest"
     seed: int = 0
     resume: bool = False
+
+    @classmethod
+    def recorded(cls, file: RecipeFile) -> MergeOptions:
+        """The options that ``file`` was merged with, as far as they change the result."""
+        return cls(
+            dtype=parse_dtype(file.dtype) if file.dtype else None,
+            allow_missing=bool(file.options.get("allow_missing")),
+            allow_extra=bool(file.options.get("allow_extra")),
+            allow_nonfinite=bool(file.options.get("allow_nonfinite")),
+            vocab=file.vocab,
+            rounding=file.rounding,
+            seed=file.seed or 0,
+        )

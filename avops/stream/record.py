@@ -16,6 +16,8 @@ from avops.stream.pipeline import Outcome
 from avops.stream.plan import Output
 from avops.version import __version__
 
+_ALLOW = ("allow_missing", "allow_extra", "allow_nonfinite")
+
 
 def shown_path(path: str | Path) -> str:
     """``path`` as it may be published: relative as given, otherwise its last name only.
@@ -50,6 +52,9 @@ def recipe_record(
         record["seed"] = options.seed
     if options.vocab != "strict":
         record["vocab"] = options.vocab
+    allowed = [name for name in _ALLOW if getattr(options, name)]
+    if allowed:
+        record["options"] = dict.fromkeys(allowed, True)
     return record
 
 

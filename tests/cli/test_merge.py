@@ -182,3 +182,68 @@ def test_dither_keeps_small_updates(
     avops("merge", "--av", "fin:1", *flags, "-o", "e.safetensors")
     avops("merge", "--av", "fin:1", "-o", "f.safetensors")
     assert sha("e.safetensors") == sha("f.safetensors")
+
+
+# ---- verify --against
+
+
+def test_verify_against_its_recipe(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--where", "*mlp*=0.3", "--rounding", "dither"]
+    for out in ("merged", "merged.safetensors"):
+        avops("merge", "hf", *AVS, *flags, "-o", out)
+    for path, recipe in (
+        ("merged", "merged/avops_recipe.json"),
+        ("merged.safetensors", "merged.avops_recipe.json"),
+    ):
+        found = result(capsys, "verify", path, "--against", recipe)
+        assert found["ok"]
+        assert found["against"]["equal"]
+    # The same λ without dither gives other bits, and every tensor of them is named.
+    avops("merge", "hf", *AVS, *flags[:2], "-o", "other")
+    avops("verify", "merged", "--against", "other/avops_recipe.json", code=1)
+    out = capsys.readouterr().out
+    assert "tensor 'model.layers.0.mlp.up_proj.weight': " in out
+    assert "merged: not what the recipe gives (other/avops_recipe.json)" in out
+
+
+def test_verify_against_names_what_was_changed(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    avops("merge", *AVS)
+    checkpoint = open_checkpoint("merged.safetensors")
+    tensor = checkpoint.tensors["model.layers.1.self_attn.q_proj.weight"]
+    with open("merged.safetensors", "r+b") as file:
+        file.seek(tensor.offset + 6)
+        file.write(b"\x01\x02\x03\x04")
+    args = ["verify", "merged.safetensors", "--against", "merged.avops_recipe.json"]
+    capsys.readouterr()
+    assert main([*args, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["against"]["tensors"] == {tensor.name: 2}
+    with open("merged.safetensors", "ab") as file:
+        file.write(b"more")
+    avops(*args, code=1)
+    assert "merged.safetensors: " in capsys.readouterr().out
+
+
+def test_verify_against_files_elsewhere(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    avops("merge", "base.safetensors", *AVS)
+    Path("moved").mkdir()
+    Path("base.safetensors").rename("moved/b.safetensors")
+    Path("avs/med.safetensors").rename("moved/m.safetensors")
+    args = ["verify", "merged.safetensors", "--against", "merged.avops_recipe.json"]
+    avops(*args, code=2)
+    assert "base.safetensors is not here" in capsys.readouterr().err
+    args += ["--base", "moved/b.safetensors"]
+    avops(*args, code=2)
+    assert "say where it is with --av NAME=PATH" in capsys.readouterr().err
+    avops(*args, "--av", "mde=moved/m.safetensors", code=2)
+    assert "--av mde: no term" in capsys.readouterr().err
+    avops(*args, "--av", "med", code=2)
+    assert "expected NAME=PATH" in capsys.readouterr().err
+    avops(*args, "--av", "med=moved/m.safetensors")
+    assert "bit for bit what the recipe gives" in capsys.readouterr().out

@@ -82,6 +82,22 @@ def test_any_checkpoint(project: SmallProject, capsys: pytest.CaptureFixture[str
     assert "1 value is NaN or infinite, as allowed" in err
 
 
+def test_a_hub_id(
+    project: SmallProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def local_path(text: str, *, progress: object) -> str:
+        asked.append((text, callable(progress)))
+        return "base.safetensors"
+
+    monkeypatch.setattr("avops.disk.hub.local_path", local_path)
+    text, _ = out(capsys, "owner/name@v1")
+    assert text.startswith("owner/name@v1: all well: 1 files")
+    out(capsys, "base.safetensors")
+    assert asked == [("owner/name@v1", True)]
+
+
 def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = out(capsys, "gone", code=2)
     assert "avops verify: error: gone: cannot open the checkpoint: No such file" in err

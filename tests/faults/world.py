@@ -24,7 +24,9 @@ class World:
 
     directory: Path
 
-    def scenario(self, *outs: Path, lams: tuple[float, ...] = (0.5,), **more: Any) -> dict[str, Any]:
+    def scenario(
+        self, *outs: Path, lams: tuple[float, ...] = (0.5,), **more: Any
+    ) -> dict[str, Any]:
         """A merge into ``outs``, one candidate for each; the k-th has λ lams[k] and −0.25."""
         suffix = ".safetensors" if outs[0].suffix else ""
         return {
