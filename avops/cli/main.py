@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"avops {args.verb}: error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write(f"avops {args.verb}: interrupted; nothing was left half written\n")
+        kept = "nothing was left half written"
+        if getattr(args, "resume", False):
+            kept = "what was done is kept: the same command goes on from there"
+        sys.stderr.write(f"avops {args.verb}: interrupted; {kept}\n")
         return 130
     except BrokenPipeError:
         # The reader (head, less) has gone: end quietly, as other tools in a pipe do.

@@ -35,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
     with output.progress("scoring", unit="tokens", quiet=args.json) as progress:
         scores = evaluator.evaluate(terms, progress)
     summary = summarise(scores, evaluator.items)
-    recipe = Recipe(setup.base, terms)
+    base = project.base_of(args.base, found)
+    recipe = Recipe(base, terms)
     scoring.save_table(args, evaluator, scores[None], [str(recipe)])
     if args.json:
         output.result(
             {
-                "base": setup.base,
+                "base": base,
                 "av": {term.name: term.text for term in terms},
                 "data": setup.data,
                 "device": evaluator.device,
@@ -49,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    what = setup.base + (f" + {recipe}" if terms else "")
+    what = base + (f" + {recipe}" if terms else "")
     scoring.show_summary(f"{what} on {setup.data}", summary)
     return 0

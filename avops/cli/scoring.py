@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output, project
+from avops.cli import hub, output, project
 from avops.errors import UserError
 from avops.recipe import Project, Source
 
@@ -35,7 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ...]) -> Setup:
-    """The setup of ``args`` with avops.toml's defaults. Raises UserError without data."""
+    """The setup of ``args`` with avops.toml's defaults, hub ids resolved.
+
+    Raises UserError without data.
+    """
     from avops.search import Setup
 
     data = args.data or found.data
@@ -49,8 +53,10 @@ def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ..
                 f"--levels {args.levels}: expected two or more different names, such as exp,gen,avd"
             )
     return Setup(
-        base=project.base_of(args.base, found),
-        sources=sources,
+        base=hub.local(project.base_of(args.base, found), quiet=args.json),
+        sources=tuple(
+            replace(source, path=hub.local(source.path, quiet=args.json)) for source in sources
+        ),
         data=data,
         levels=levels,
         tokenizer=args.tokenizer or found.tokenizer,

@@ -151,7 +151,7 @@ _NUMBER = "(?:0|[1-9][0-9]{0,18})"
 # The spelling that the package writes, read without the JSON decoder: the same, several times
 # faster. Every other spelling goes through the decoder.
 _PLAIN = re.compile(
-    rf'\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_NUMBER},){{0,63}}{_NUMBER})?\],'
+    rf'\{{"dtype":"([A-Z0-9_]{{1,16}})","shape":\[((?:{_NUMBER},){{0,63}}{_NUMBER})?\],'
     rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}'
 )
 _DECODER = json.JSONDecoder(

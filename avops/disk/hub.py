@@ -110,7 +110,7 @@ class _Repository:
             raise
         except Exception as error:
             # httpx's and requests' errors have no common base but Exception.
-            if False:
+            if self._is_refusal(error):
                 raise self._refused(error) from error
             if spare is not None:
                 return spare

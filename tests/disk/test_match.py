@@ -196,7 +196,7 @@ def test_carried_weights_of_another_size_or_name(save: Save, tmp_path: Path) -> 
     check(save, tmp_path / "c", tied)
 
 
-VOCABULARY = {"e.weight": ones(9, 4), "e.bias": ones(9), "q.weight": ones(4, 4), "s": ones()}
+VOCABULARY = {"e.weight": ones(9, 4), "e.bias": ones(9), "k.weight": ones(3, 2, 2), "s": ones()}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,7 @@ VOCABULARY = {"e.weight": ones(9, 4), "e.bias": ones(9), "q.weight": ones(4, 4),
         ("e.weight", (11,), False),
         ("e.bias", (9, 1), False),
         ("s", (1,), False),
+        ("k.weight", (4, 2, 2), False),
         ("e.weight", (9, 4, 1), False),
     ],
 )
@@ -233,6 +234,16 @@ def test_low_rank_rows_may_differ_too(save: Save, tmp_path: Path) -> None:
         check(save, tmp_path / "b", embedding("model.embed_tokens", 11, 3), shared_rows=True)
 
 
+def test_tensors_that_are_no_floats_must_fit_too(save: Save, tmp_path: Path) -> None:
+    base = open_base(save("base.safetensors", BASE))
+    other = np.arange(4)
+    aligned = open_vector("x", save("a.safetensors", {**BASE, "model.ids": other}))
+    adapter = save_by_hand(tmp_path / "a", {**lora("model.l.0.q", 6, 4), f"{P}model.ids": other})
+    for vector in (aligned, open_vector("x", adapter)):
+        with pytest.raises(MismatchError, match=r"'model.ids' has shape \[4\], but .* has \[3\]"):
+            check_vector(base, vector)
+
+
 def test_one_vector_by_two_paths(save: Save, tmp_path: Path) -> None:
     one = save("one.safetensors", BASE)
     (tmp_path / "two.safetensors").symlink_to(one)
@@ -250,7 +261,7 @@ def test_a_delta_file_may_say_that_it_is_partial(save: Save) -> None:
     for partial, metadata in ((False, {}), (True, {"avops.partial": "true"})):
         file = save("d.safetensors", part, {"avops.kind": "delta", **metadata})
         vector = open_vector("x", file)
-        assert vector.partial == partial
+        assert (vector.partial, vector.needs_base) == (partial, False)
         if partial:
             check_vector(base, vector)
         else:

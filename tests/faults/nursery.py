@@ -119,6 +119,6 @@ if __name__ == "__main__":
     import avops.cli.merge
     import avops.cli.main
     import avops.cli.request
-    import faults.scenario
+    import faults.scenario  # noqa: F401
 
     _serve()

@@ -9,15 +9,18 @@ block               bytes per window (default: avops's own)
 threads             1 by default, which makes the order of steps deterministic
 direct              go past the page cache whatever the size of the files
 trace               record every step that changes the disk
-crash               [n, "before" | "half"]: SIGKILL at the n-th step; half of a write is done
+crash               [n, how]: at the n-th step SIGKILL, "before" it or when "half" of a write is
+                    done; or an interrupt, "interrupt" before it, "interrupt after" it
 at_window           [n, action, argument]: do something when the n-th window is about to be read
 gate                a file to wait for before merging, after planning
+changed             [how, path]: change a file after planning
 faults              rules for shim.c
 fsize               RLIMIT_FSIZE
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -59,6 +62,8 @@ STEPS = (
 def play(scenario: Scenario) -> Result:
     """Carry out ``scenario``. Returns what happened, unless it kills the process."""
     result: Result = {"computed": 0}
+    # A test run in the background may have it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _set_up(scenario, result)
     try:
         if "argv" in scenario:
@@ -97,10 +102,9 @@ def _merge(scenario: Scenario, result: Result) -> None:
     plan = plan_merges(wanted, MergeOptions(**options))
     result["windows"] = sum(1 for _ in windows.windows(plan.plan))
     if "gate" in scenario:
-        while not os.path.exists(scenario["gate"]):
-            time.sleep(0.001)
+        _ACTIONS["pause"](scenario["gate"])
     if "changed" in scenario:
-        _actions(scenario)["change"](scenario["changed"])
+        _ACTIONS["change"](scenario["changed"])
     report = merge(plan, threads=scenario.get("threads", 1))
     result["notes"] = list(report.notes)
 
@@ -123,38 +127,52 @@ def _set_up(scenario: Scenario, result: Result) -> None:
 def _watch_windows(scenario: Scenario, result: Result) -> None:
     """Count the windows that are computed, and do what the scenario wants at the n-th."""
     at, action, argument = scenario.get("at_window", [0, "", None])
-    actions, real, lock = _actions(scenario), worker.Worker.read, threading.Lock()
+    real, lock = worker.Worker.read, threading.Lock()
 
     def read(self: worker.Worker, window: windows.Window) -> Any:
         with lock:
             result["computed"] += 1
             now = result["computed"] == at
         if now:
-            actions[action](argument)
+            _ACTIONS[action](argument)
         return real(self, window)
 
     worker.Worker.read = read  # type: ignore[method-assign]
 
 
-def _actions(scenario: Scenario) -> dict[str, Callable[[Any], None]]:
-    def send(number: int) -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(0.5)  # The main thread looks at least every 0.2 s.
+def _send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.5)  # The main thread looks at least every 0.2 s.
 
-    def change(argument: list[Any]) -> None:
-        how, path = argument
-        _CHANGES[how](Path(path))
 
-    def fill(directory: str) -> None:
-        """Fill the disk."""
-        fd = os.open(Path(directory) / "filler", os.O_WRONLY | os.O_CREAT)
-        try:
-            while os.write(fd, bytes(4096)):
-                pass
-        except OSError:
-            os.close(fd)
+def _change(argument: list[Any]) -> None:
+    how, path = argument
+    _CHANGES[how](Path(path))
 
-    return {"signal": send, "change": change, "fill": fill}
+
+def _fill(directory: str) -> None:
+    """Fill the disk."""
+    fd = os.open(Path(directory) / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while os.write(fd, bytes(size)):
+                    pass
+    finally:
+        os.close(fd)
+
+
+def _pause(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.001)
+
+
+_ACTIONS: dict[str, Callable[[Any], None]] = {
+    "signal": _send,
+    "change": _change,
+    "fill": _fill,
+    "pause": _pause,
+}
 
 
 def _overwrite(path: Path) -> None:
@@ -200,14 +218,21 @@ def _watch_steps(scenario: Scenario, result: Result) -> None:
         def call(*args: Any, **options: Any) -> Any:
             if name == "open" and not args[1] & os.O_CREAT:
                 return real(*args, **options)
-            if len(trace) == crash_at:
-                if how == "half" and name in ("pwrite", "write"):
-                    fd, data, *rest = args
-                    real(fd, memoryview(data).cast("B")[: len(data) // 2], *rest)
+            now = len(trace) == crash_at
+            trace.append(_described(name, args))
+            if now and how == "half":
+                fd, data, *rest = args
+                real(fd, memoryview(data).cast("B")[: len(data) // 2], *rest)
+            if now and how in ("before", "half"):
                 os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
-            trace.append(_described(name, args))
-            return real(*args, **options)
+            if now and how == "interrupt":
+                raise KeyboardInterrupt
+            try:
+                return real(*args, **options)
+            finally:
+                if now:
+                    raise KeyboardInterrupt
 
         return call
 

@@ -1,8 +1,9 @@
 /* Makes system calls fail, for the process that preloads it.
 
    AVOPS_FAULTS holds rules CALL:N:VALUE separated by spaces. N is the call's number from 1 on, or 0
-   for every call. VALUE is an errno, or "short" (a write of at most 1000 bytes). Calls: fsync,
-   fdatasync, pwrite, direct_pwrite (past the page cache), direct_open, fallocate, cachestat. */
+   for every call. VALUE is an errno, or "short" (at most 1000 bytes are moved). Calls: fsync,
+   fdatasync, pwrite, preadv, direct_pwrite and direct_preadv (past the page cache), direct_open,
+   fallocate, cachestat. Each fault is told on stderr. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define SHORT -1
@@ -30,8 +32,10 @@ static int fault(const char *name, int *count)
         if (strncmp(rule, name, length) == 0 && rule[length] == ':') {
             char *end;
             long wanted = strtol(rule + length + 1, &end, 10);
-            if (wanted == 0 || wanted == number)
+            if (wanted == 0 || wanted == number) {
+                dprintf(2, "fault in %s\n", name);
                 return strncmp(end + 1, "short", 5) == 0 ? SHORT : atoi(end + 1);
+            }
         }
     }
     return 0;
@@ -88,6 +92,40 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
 {
     return write_at(fd, data, size, offset);
+}
+
+static ssize_t read_at(int fd, const struct iovec *vector, int count, off64_t offset)
+{
+    static int all, direct;
+    int code = fault("preadv", &all);
+    if (code == 0 && (fcntl(fd, F_GETFL) & O_DIRECT))
+        code = fault("direct_preadv", &direct);
+    if (code > 0) {
+        errno = code;
+        return -1;
+    }
+    struct iovec first = vector[0];
+    if (code == SHORT && first.iov_len > 1000) {
+        /* Past the page cache only whole blocks can be asked for. */
+        char block[1 << 16] __attribute__((aligned(4096)));
+        struct iovec aside = {block, first.iov_len < sizeof block ? first.iov_len : sizeof block};
+        ssize_t got = REAL(preadv64)(fd, &aside, 1, offset);
+        got = got > 1000 ? 1000 : got;
+        if (got > 0)
+            memcpy(first.iov_base, block, (size_t)got);
+        return got;
+    }
+    return REAL(preadv64)(fd, vector, count, offset);
+}
+
+ssize_t preadv64(int fd, const struct iovec *vector, int count, off64_t offset)
+{
+    return read_at(fd, vector, count, offset);
+}
+
+ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
+{
+    return read_at(fd, vector, count, offset);
 }
 
 static int open_file(const char *path, int flags, mode_t mode)

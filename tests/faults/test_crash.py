@@ -2,90 +2,120 @@
 
 After each: the target is untouched or complete, and nothing else is left but a staging directory
 that says what it is. Then --resume completes it with the same bytes, and computes only what the
-journal does not vouch for.
+journal does not vouch for. Interrupts at the same steps leave nothing at all.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from faults.nursery import Ending, Nursery
-from faults.world import World, tree
+from faults.world import World, companion, journaled, tree
 
-KINDS = ["out.safetensors", "out"]
-
-
-def reference(nursery: Nursery, world: World, out: Path) -> tuple[dict[str, str], Ending]:
-    """An uninterrupted run's files, and its steps."""
-    ending = nursery.run(world.scenario(out, trace=True))
-    assert "error" not in ending.result
-    return tree(out), ending
+PAIR, DIRECTORY = "out.safetensors", "out"
 
 
-def journaled(parent: Path) -> int:
-    """Whole lines of windows in the journal that the killed run left."""
-    found = list(parent.glob(".out*.avops-partial-*/avops-journal"))
-    assert len(found) <= 1
-    return max(0, found[0].read_bytes().count(b"\n") - 1) if found else 0
+@dataclass(frozen=True)
+class Stage:
+    """A merge into ``target``, over an earlier output when forced: hashes before and after."""
 
+    nursery: Nursery
+    world: World
+    target: Path
+    old: dict[str, str]
+    new: dict[str, str]
+    forced: bool
 
-def crashes(trace: list[str]) -> list[tuple[int, str]]:
-    halves = [(n, "half") for n, step in enumerate(trace) if step.split()[0] in ("write", "pwrite")]
-    return [(n, "before") for n in range(len(trace))] + halves
+    def prepare(self) -> None:
+        """The state before the merge."""
+        shutil.rmtree(self.target.parent, ignore_errors=True)
+        if self.forced:
+            shutil.copytree(self.target.parent.with_name("old"), self.target.parent)
 
+    def run(self, *, resume: bool, force: bool = False, **more: Any) -> Ending:
+        options = {"force": self.forced or force, "resume": resume}
+        return self.nursery.run(self.world.scenario(self.target, options=options, **more))
 
-@pytest.mark.parametrize("forced", [False, True], ids=["fresh", "forced"])
-@pytest.mark.parametrize("name", KINDS)
-def test_killed_at_every_step(
-    nursery: Nursery, world: World, tmp_path: Path, name: str, forced: bool
-) -> None:
-    new, _ = reference(nursery, world, tmp_path / "new" / name)
-    old: dict[str, str] = {}
-    parent = tmp_path / "x"
-    target = parent / name
-    if forced:
-        assert nursery.run(world.scenario(tmp_path / "old" / name, lams=(2,))).signal == 0
-        old = tree(tmp_path / "old" / name)
-    options = {"force": forced, "resume": True}
-
-    def prepare() -> None:
-        shutil.rmtree(parent, ignore_errors=True)
-        if forced:
-            shutil.copytree(tmp_path / "old", parent)
-
-    prepare()
-    whole = nursery.run(world.scenario(target, options=options, trace=True)).result
-    for step, how in crashes(whole["trace"]):
-        prepare()
-        where = f"{how} step {step}: {whole['trace'][step]}"
-        killed = nursery.run(world.scenario(target, options=options, crash=[step, how]))
-        assert killed.signal == signal.SIGKILL, where
-        found = tree(target) if target.exists() else {}
-        companion = target.with_suffix(".avops_recipe.json").name
-        pair = name == "out.safetensors"
-        published = found == new
-        if pair and not published:
+    def published(self, where: str) -> bool:
+        """Whether the output is the new one; asserts that it is whole or untouched."""
+        found = tree(self.target)
+        if self.target.name == PAIR and found != self.new:
             # The weights are renamed last, so only their recipe can be ahead of them.
-            now = tree(target)
-            assert now.get(name) == old.get(name), where
-            assert now.get(companion) in (old.get(companion), new[companion]), where
+            recipe = companion(self.target)
+            assert found.get(PAIR) == self.old.get(PAIR), where
+            assert found.get(recipe.name) in (self.old.get(recipe.name), self.new[recipe.name])
         else:
-            assert found in (old, new), where
-        strangers = set(os.listdir(parent)) - {name, companion} if parent.exists() else set()
-        assert all(s.startswith(f".{name}.avops-partial-") for s in strangers), where
-        assert len(strangers) <= 1, where
-        kept = journaled(parent)
+            assert found in (self.old, self.new), where
+        return found == self.new
 
-        again = {"force": forced or published, "resume": True}
-        resumed = nursery.run(world.scenario(target, options=again)).result
+    def left(self) -> list[str]:
+        """Names of what is beside the output."""
+        own = {self.target.name, companion(self.target).name}
+        parent = self.target.parent
+        return sorted(set(os.listdir(parent)) - own) if parent.exists() else []
+
+
+@pytest.fixture(
+    params=[(n, f) for n in (PAIR, DIRECTORY) for f in (False, True)],
+    ids=["file", "file forced", "directory", "directory forced"],
+)
+def stage(request: pytest.FixtureRequest, nursery: Nursery, world: World, tmp_path: Path) -> Stage:
+    name, forced = request.param
+    assert "error" not in nursery.run(world.scenario(tmp_path / "new" / name)).result
+    assert "error" not in nursery.run(world.scenario(tmp_path / "old" / name, lams=(2,))).result
+    old = tree(tmp_path / "old" / name) if forced else {}
+    new = tree(tmp_path / "new" / name)
+    return Stage(nursery, world, tmp_path / "x" / name, old, new, forced)
+
+
+def test_killed_at_every_step(stage: Stage) -> None:
+    stage.prepare()
+    whole = stage.run(resume=True, trace=True).result
+    trace = whole["trace"]
+    writes = [n for n, step in enumerate(trace) if step.split()[0] in ("write", "pwrite")]
+    assert len(writes) > 2 * whole["windows"]
+    for step, how in [(n, "before") for n in range(len(trace))] + [(n, "half") for n in writes]:
+        where = f"{how} step {step}: {trace[step]}"
+        stage.prepare()
+        assert stage.run(resume=True, crash=[step, how]).signal == signal.SIGKILL, where
+        published = stage.published(where)
+        left = stage.left()
+        assert len(left) <= 1, where
+        assert all(name.startswith(f".{stage.target.name}.avops-partial-") for name in left), where
+        kept = journaled(stage.target)
+
+        resumed = stage.run(resume=True, force=published).result
         assert "error" not in resumed, f"{where}: {resumed}"
-        assert tree(target) == new, where
-        assert set(os.listdir(parent)) == ({name, companion} if pair else {name}), where
+        assert tree(stage.target) == stage.new, where
+        assert stage.left() == [], where
         if not published:
             assert resumed["computed"] == whole["windows"] - kept, where
+
+
+@pytest.mark.parametrize("how", ["interrupt", "interrupt after"])
+def test_interrupted_at_every_step_of_the_main_thread(stage: Stage, how: str) -> None:
+    stage.prepare()
+    trace = stage.run(resume=False, trace=True).result["trace"]
+    flush = next(n for n, step in enumerate(trace) if step.startswith("fdatasync"))
+    start = trace.index("reserve")
+    published_at = len(trace)
+    for step in [*range(start), *range(flush, len(trace))]:
+        where = f"{how} step {step}: {trace[step]}"
+        stage.prepare()
+        ending = stage.run(resume=False, crash=[step, how])
+        assert ending.error[0] == "KeyboardInterrupt", where
+        if stage.published(where):
+            published_at = min(step, published_at)
+        elif stage.target.name == PAIR and not stage.forced:
+            assert tree(stage.target) == {}, where
+        # An interrupt of the removal itself leaves the rest of it, under its name.
+        if step <= published_at:
+            assert stage.left() == [], where
+    assert published_at < len(trace)

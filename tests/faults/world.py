@@ -35,7 +35,7 @@ class World:
             "outs": [
                 [{"one": lam, "two": -0.25}, str(out)] for lam, out in zip(lams, outs, strict=True)
             ],
-            "block": 512,
+            "block": 1536,
             **more,
         }
 
@@ -81,10 +81,28 @@ def make_world(directory: Path, scale: int = 1) -> World:
     return World(directory)
 
 
-def tree(path: Path) -> dict[str, str]:
-    """SHA-256 of an output's every file: of a file output with its recipe."""
-    if path.suffix:
-        files = [p for p in (path, path.with_suffix(".avops_recipe.json")) if p.exists()]
-    else:
-        files = sorted(path.rglob("*"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def companion(target: Path) -> Path:
+    """Where the recipe of a file output is."""
+    return target.with_suffix(".avops_recipe.json")
+
+
+def tree(target: Path) -> dict[str, str]:
+    """SHA-256 of an output's every file, by name; a file output's with its recipe."""
+    files = sorted(target.rglob("*")) if not target.suffix else [target, companion(target)]
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()
+    }
+
+
+def stages(target: Path) -> list[Path]:
+    """Staging directories beside the target."""
+    return sorted(target.parent.glob(f".{target.name}.avops-*"))
+
+
+def journaled(target: Path) -> int:
+    """Windows in the journal that a killed run left: its whole lines, but for the first."""
+    return sum(
+        max(0, (stage / "avops-journal").read_bytes().count(b"\n") - 1)
+        for stage in stages(target)
+        if (stage / "avops-journal").exists()
+    )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters import save_by_hand
-from avops.errors import MismatchError, RecipeError
+from avops.errors import MismatchError, NonFiniteError, RecipeError
 from avops.knobs import Knobs
 from avops.knobs.mapped import MappedVector
 from avops.recipe import Recipe, Sources, parse_terms
@@ -77,6 +77,21 @@ def test_the_bits_of_merge(
     assert len(moved) == 5
     knobs.set()
     assert bits(model.state_dict()) == bits(project.base)
+
+
+def test_values_that_are_not_finite_are_counted_over_all_pieces(
+    project: SmallProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MappedVector, "chunk", 100)
+    ones = np.ones((2, 32), np.float32)
+    save_by_hand(
+        Path("x"), {f"{ATTENTION}.lora_A.weight": ones, f"{ATTENTION}.lora_B.weight": ones.T}
+    )
+    model = load_model(project.directory / "hf", dtype=torch.bfloat16)
+    knobs = Knobs(model, {"x": "x"}, base="base.safetensors")
+    # Δ is 4, so λΔ overflows float32 in all of the 32 × 32 elements.
+    with pytest.raises(NonFiniteError, match=r"'model.*q_proj.weight' would hold 1024 values"):
+        knobs.set(x=3e38)
 
 
 def test_an_adapter_is_its_delta_file(project: SmallProject) -> None:
