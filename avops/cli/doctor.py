@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib import metadata, util
 from typing import Any
 
 from avops.cli import output
 
-_PACKAGES = ("numpy", "rich", "torch", "transformers", "matplotlib")
+_PACKAGES = ("numpy", "rich", "xxhash", "torch", "transformers", "matplotlib")
+_PACKAGES += ("huggingface_hub", "PyYAML")
+_MODULES = {"PyYAML": "yaml"}
 
 
 def add(verbs: Any) -> None:
@@ -72,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _version(name: str) -> str | None:
-    if util.find_spec(name) is None:
+    from importlib import metadata, util
+
+    if util.find_spec(_MODULES.get(name, name)) is None:
         return None
     try:
         return metadata.version(name)

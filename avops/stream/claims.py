@@ -72,7 +72,7 @@ def read_claims(path: Path, present: Sequence[str]) -> Claims:
             # A directory's recipe speaks of the file only if it lists it.
             if claims.recipe is None and name in present:
                 _read_recipe(claims, path.parent / name)
-                if False:
+                if name != own and path.name not in claims.files:
                     claims = Claims()
         _take_renamed(claims, path.name)
     if claims.recipe is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapters import save_by_hand
 from avops.disk import LowRank, Stored, fingerprint, open_base, open_vector
@@ -227,3 +230,25 @@ def test_fingerprints_tell_scales_apart(tmp_path: Path) -> None:
     assert prints[0] == prints[3]
     plain = open_vector("x", tmp_path / "0")
     assert fingerprint(plain.checkpoint) not in prints
+
+
+STEPS = (
+    "base_model model q default lora_A lora_B lora_embedding_A lora_embedding_B lora_E weight bias "
+    "base_layer original_module modules_to_save token_adapter"
+).split()
+NAMES = st.lists(st.sampled_from(STEPS), min_size=1, max_size=6).map(".".join)
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), prefix=st.booleans())
+def test_every_tensor_is_used_once_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], prefix: bool
+) -> None:
+    directory = tmp_path_factory.getbasetemp() / "any"
+    square = np.ones((2, 2), np.float32)
+    save_by_hand(directory, {P * prefix + name: square for name in names})
+    with contextlib.suppress(CheckpointError):
+        vector = open_vector("x", directory)
+        used = [tensor.name for tensor in vector.copies.values()]
+        for part in vector.parts.values():
+            used += [part.tensor.name] if isinstance(part, Stored) else [part.a.name, part.b.name]
+        assert sorted(used) == sorted(vector.checkpoint.tensors)

@@ -6,6 +6,7 @@ has no threads of its own; ``Nursery`` is the client.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -75,7 +76,8 @@ class Nursery:
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        print(json.dumps(request), file=self._server.stdin, flush=True)
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
 
@@ -110,15 +112,14 @@ def _serve() -> None:
                 finally:
                     sys.stderr.flush()
                     os._exit(code)
-        print(answer, flush=True)
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(TESTS))
     sys.path.remove(str(Path(__file__).parent))
-    import avops.cli.merge
-    import avops.cli.main
-    import avops.cli.request
-    import faults.scenario  # noqa: F401
+    for module in ("avops.cli.main", "avops.cli.merge", "avops.cli.request", "faults.scenario"):
+        importlib.import_module(module)
 
     _serve()
