@@ -23,7 +23,7 @@ from avops.disk.source import open_regular
 from avops.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
-_MAX_CONFIG = 16_000_000
+_MAX_CONFIG = 4_000_000
 _MAX_PATTERNS = 10_000
 _MAX_PATTERN = 512
 _MAX_REPEATS = 3
@@ -143,7 +143,7 @@ def _load(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            raise ValueError("a key is given twice")
+            raise ValueError("duplicate key in an object")
         return table
 
     try:

@@ -30,22 +30,18 @@ def work_off(
 
     def run() -> None:
         nonlocal done
-        try:
-            do = worker()
-            while not stop.is_set():
-                with lock:
-                    try:
-                        item = next(queue)
-                    except StopIteration:
-                        return
-                nbytes = do(item)
-                with lock:
-                    done += nbytes
-                    if progress is not None:
-                        progress(done, total)
-        except BaseException:
-            stop.set()
-            raise
+        do = worker()
+        while not stop.is_set():
+            with lock:
+                try:
+                    item = next(queue)
+                except StopIteration:
+                    return
+            nbytes = do(item)
+            with lock:
+                done += nbytes
+                if progress is not None:
+                    progress(done, total)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="avops") as pool:
         try:

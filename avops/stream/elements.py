@@ -172,7 +172,7 @@ class Comparer:
     def _steps(self, one: Array, two: Array) -> float:
         """The longest way in the order of the dtype's values; rounded once it passes 2^53."""
         width = one.dtype.itemsize
-        integer = np.int64 if width == 8 else np.int32 if width == 2 else np.int64
+        integer = np.int32 if width == 2 else np.int64
         first, second, sign = (o.view(integer)[: one.size] for o in self._ordered)
         for values, ordered in ((one, first), (two, second)):
             # -0 and +0 are both 0, and negative values count downwards.

@@ -218,7 +218,7 @@ METADATA = [
 ]  # fmt: skip
 
 NUMBERS = [
-    Attack(f"shape [{text[:12]}]", pattern, one(shape=f"[{text}]"))
+    Attack(f"shape [{text[:24]}]", pattern, one(shape=f"[{text}]"))
     for text, pattern in [
         ('"1"', "expected whole numbers"), ("1.0", "number 1.0"), ("1e0", "number 1e0"),
         ("0.1e1", "number 0.1e1"), ("-1", "number -1"), ("-0", "number -0"), ("+1", "not JSON"),

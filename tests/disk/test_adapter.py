@@ -232,10 +232,11 @@ def test_fingerprints_tell_scales_apart(tmp_path: Path) -> None:
     assert fingerprint(plain.checkpoint) not in prints
 
 
-STEPS = (
-    "base_model model q default lora_A lora_B lora_embedding_A lora_embedding_B lora_E weight bias "
-    "base_layer original_module modules_to_save token_adapter"
-).split()
+STEPS = [
+    *("base_model", "model", "q", "default", "weight", "bias"),
+    *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_E"),
+    *("base_layer", "original_module", "modules_to_save", "token_adapter"),
+]
 NAMES = st.lists(st.sampled_from(STEPS), min_size=1, max_size=6).map(".".join)
 
 

@@ -36,6 +36,7 @@ LEFT = {
     "consolidated.safetensors": b"twice",
     "model.fp16.safetensors": b"another copy",
     "original/model.safetensors": b"nested",
+    "original/params.json": b"{}",
     "onnx/model.onnx": b"onnx",
     "README.md": b"card",
     ".gitattributes": b"",
@@ -168,6 +169,8 @@ def test_adapters(hub: FakeHub) -> None:
 def test_one_weight_file_of_any_name(hub: FakeHub) -> None:
     hub.repos["owner/av"] = Repo({"med.safetensors": b"x"})
     assert [p.name for p in resolve("owner/av").iterdir()] == ["med.safetensors"]
+    hub.repos["owner/two"] = Repo({"med.safetensors": b"x", "consolidated.safetensors": b"y"})
+    assert [p.name for p in resolve("owner/two").iterdir()] == ["med.safetensors"]
     hub.repos["owner/old"] = Repo({"consolidated.safetensors": b"x", "params.json": b"{}"})
     assert (resolve("owner/old") / "consolidated.safetensors").exists()
 

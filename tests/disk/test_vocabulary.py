@@ -99,6 +99,9 @@ def test_other_files(tmp_path: Path) -> None:
     swapped = put(tmp_path / "swapped", vocab_txt="<s>\n</s>\nb\na\nab")
     assert "token id 2" in refusal(listed, swapped)
     assert "token id 2" in refusal(fast, swapped)
+    # Every line is a token, and its number the id: a blank one, too.
+    blank = put(tmp_path / "blank", vocab_txt="\n<s>\n</s>\n")
+    assert "token id 0 is ''" in refusal(fast, blank)
 
 
 def test_binary_tokenizers(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
     return write_at(fd, data, size, offset);
 }
 
-static ssize_t read_at(int fd, const struct iovec *vector, int count, off64_t offset)
+static ssize_t read_at(int fd, const struct iovec *vector, int count, off64_t offset, int flags)
 {
     static int all, direct;
     int code = fault("preadv", &all);
@@ -109,23 +109,28 @@ static ssize_t read_at(int fd, const struct iovec *vector, int count, off64_t of
         /* Past the page cache only whole blocks can be asked for. */
         char block[1 << 16] __attribute__((aligned(4096)));
         struct iovec aside = {block, first.iov_len < sizeof block ? first.iov_len : sizeof block};
-        ssize_t got = REAL(preadv64)(fd, &aside, 1, offset);
+        ssize_t got = REAL(preadv64v2)(fd, &aside, 1, offset, flags);
         got = got > 1000 ? 1000 : got;
         if (got > 0)
             memcpy(first.iov_base, block, (size_t)got);
         return got;
     }
-    return REAL(preadv64)(fd, vector, count, offset);
+    return REAL(preadv64v2)(fd, vector, count, offset, flags);
 }
 
 ssize_t preadv64(int fd, const struct iovec *vector, int count, off64_t offset)
 {
-    return read_at(fd, vector, count, offset);
+    return read_at(fd, vector, count, offset, 0);
 }
 
 ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
 {
-    return read_at(fd, vector, count, offset);
+    return read_at(fd, vector, count, offset, 0);
+}
+
+ssize_t preadv64v2(int fd, const struct iovec *vector, int count, off64_t offset, int flags)
+{
+    return read_at(fd, vector, count, offset, flags);
 }
 
 static int open_file(const char *path, int flags, mode_t mode)

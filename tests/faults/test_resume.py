@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -310,16 +311,10 @@ def test_links_in_a_staging_directory_are_not_followed(
         assert tree(out) == whole(nursery, world, tmp_path / what, name), what
         assert (tree(precious) if precious.is_dir() else precious.read_bytes()) == before, what
         for path in (stage, precious):
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def test_files_that_are_no_longer_wanted(

@@ -88,9 +88,14 @@ def companion(target: Path) -> Path:
 
 def tree(target: Path) -> dict[str, str]:
     """SHA-256 of an output's every file, by name; a file output's with its recipe."""
-    files = sorted(target.rglob("*")) if not target.suffix else [target, companion(target)]
+    if target.is_dir():
+        files = {path.relative_to(target).as_posix(): path for path in target.rglob("*")}
+    else:
+        files = {path.name: path for path in (target, companion(target))}
     return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.is_file()
     }
 
 

@@ -95,6 +95,10 @@ def test_one_shard_of_a_directory(merged: Path) -> None:
     flip(merged / TWO, -1)
     assert len(problems(merged / TWO)) == 1
     assert problems(merged / ONE) == []
+    # The directory's recipe says nothing of a file that it does not list.
+    shutil.copy(merged / ONE, merged / "mine.safetensors")
+    report = verify(merged / "mine.safetensors")
+    assert (report.problems, report.recipe, report.digests) == ((), None, 0)
 
 
 @pytest.mark.parametrize("name", [ONE, TWO, THREE, "config.json", "README.md", INDEX])
@@ -192,6 +196,7 @@ def test_without_digests(merged: Path, sharded_family: Family) -> None:
     edit(merged / RECIPE_NAME, lambda r: r.update(files=[*r["files"], RECIPE_NAME]))
     report = verify(merged)
     assert (report.problems, report.digests) == ((), 0)
+    assert report.files == len(list(merged.iterdir())) - 1
     assert report.notes[0].startswith(f"{RECIPE_NAME} holds no digests, as older versions")
     (merged / "config.json").unlink()
     assert problems(merged) == [
