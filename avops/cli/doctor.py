@@ -8,8 +8,10 @@ from typing import Any
 
 from avops.cli import output
 
-_PACKAGES = ("numpy", "rich", "xxhash", "torch", "transformers", "matplotlib")
-_PACKAGES += ("huggingface_hub", "PyYAML")
+_PACKAGES = (
+    *("numpy", "rich", "xxhash", "torch", "transformers", "matplotlib"),
+    *("huggingface_hub", "PyYAML"),
+)
 _MODULES = {"PyYAML": "yaml"}
 
 

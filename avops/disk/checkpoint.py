@@ -127,8 +127,8 @@ def _open_directory(path: Path) -> Checkpoint:
     files = [name for name in names if name.endswith(".safetensors")]
     if "adapter_config.json" in names:
         raise CheckpointError(
-            f"{path}: a LoRA adapter, expected full weights; merge it into its base first "
-            "(PEFT: model.merge_and_unload().save_pretrained(...)) and give that directory"
+            f"{path}: a LoRA adapter, expected full weights; use it with --av on the base that it "
+            "was trained on"
         )
     if SINGLE in files:
         files = [SINGLE]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.disk import Checkpoint, open_base, open_vector
+from avops.disk import Checkpoint, check_distinct, open_base, open_vector
 from avops.errors import DataError
 from avops.recipe import Source, Term
 from avops.score import load_items
@@ -58,6 +58,7 @@ class Evaluator:
         self.items = load_items(setup.data, levels=setup.levels)
         checkpoint = open_base(setup.base)
         vectors = {s.name: open_vector(s.name, s.path, s.kind) for s in setup.sources}
+        check_distinct(vectors.values())
 
         from avops.knobs import Knobs
         from avops.score import Scorer, encode, load_tokenizer

@@ -1,5 +1,6 @@
 """DO, to disk: plan which bytes, then read → combine → write."""
 
+from avops.stream.decide import MergePlan
 from avops.stream.extract import ExtractPlan, ExtractReport, extract, plan_extract
 from avops.stream.inspect import (
     Group,
@@ -12,7 +13,6 @@ from avops.stream.inspect import (
     inspect_vectors,
 )
 from avops.stream.merge import (
-    MergePlan,
     MergeReport,
     Written,
     default_target,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from avops.disk import Checkpoint, Tensor, Vector, check_vector, open_vector
+from avops.disk import Checkpoint, Tensor, Vector, check_distinct, check_vector, open_vector
 from avops.disk.parts import LowRank
 from avops.disk.vocabulary import check_token_ids
 from avops.errors import MismatchError, RecipeError
@@ -39,8 +39,8 @@ def open_vectors(
         )
         if shared:
             _check_vocabulary(base, vector)
-        _check_distinct(vector, vectors.values())
         vectors[term.source.path] = vector
+    check_distinct(vectors.values())
     return vectors
 
 
@@ -53,15 +53,6 @@ def _check_rules(recipe: Recipe, base: Checkpoint) -> None:
             f"rule {rule}: the pattern matches none of the {len(names)} floating tensors of "
             f"{base.path}{like}; `avops inspect` lists names"
         )
-
-
-def _check_distinct(vector: Vector, others: Iterable[Vector]) -> None:
-    for other in others:
-        if vector.checkpoint.path.samefile(other.checkpoint.path):
-            raise RecipeError(
-                f"--av {vector.name}: the same file or directory as {other.name}, expected each "
-                "alignment vector once; add the coefficients up"
-            )
 
 
 def _check_vocabulary(base: Checkpoint, vector: Vector) -> None:

@@ -15,7 +15,7 @@ import safetensors
 
 from avops.disk import open_checkpoint
 from avops.errors import CheckpointError
-from disk.attacks import LARGE, SMALL, Attack, many_tensors
+from disk.attacks import LARGE, SMALL, Attack
 
 # Refusing a small file takes milliseconds; this is what a user would not yet call a hang.
 SECONDS = 2.0

@@ -144,7 +144,7 @@ def test_pickles_are_refused_with_the_conversion(tmp_path: Path) -> None:
 def test_adapters_are_refused_by_name(save: Save) -> None:
     directory = save("lora/adapter_model.safetensors", A).parent
     (directory / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"a LoRA adapter.*merge_and_unload"):
+    with pytest.raises(CheckpointError, match=r"a LoRA adapter.*use it with --av"):
         open_checkpoint(directory)
 
 

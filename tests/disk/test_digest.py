@@ -102,5 +102,7 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         real(fd, buffer, offset, where)
 
     monkeypatch.setattr(digest, "read_exactly", shrink)
-    with pytest.raises(CheckpointError, match=r"shrinks: ended at byte \d+, expected \d+: the file changed"):
+    with pytest.raises(
+        CheckpointError, match=r"shrinks: ended at byte \d+, expected \d+: the file changed"
+    ):
         file_digest(path)

@@ -160,7 +160,7 @@ def test_a_read_that_fails(shimmed: Nursery, large: World, tmp_path: Path) -> No
     """The bad sector stays bad, past the page cache and through it."""
     drop_cache(large)
     # The first reads are those of headers and fingerprints.
-    rules = " ".join(f"preadv:{number}:{EIO}" for number in range(150, 160))
+    rules = " ".join(f"preadv:{number}:{EIO}" for number in range(60, 70))
     out = tmp_path / "y/out"
     ending = shimmed.run({**large.scenario(out, block=8192, direct=True), "faults": rules})
     kind, message, code = ending.error

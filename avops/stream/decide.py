@@ -1,0 +1,199 @@
+"""Deciding a merge: what its outputs are to the last byte, from recipes and headers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avops.disk import (
+    RECIPE_NAME,
+    Checkpoint,
+    Vector,
+    fingerprint,
+    open_base,
+    patch_config,
+    sidecars,
+    vector_notes,
+)
+from avops.dtypes import DType
+from avops.errors import OutputError
+from avops.kernels import registry
+from avops.recipe import Recipe
+from avops.stream.fit import open_vectors
+from avops.stream.layout import Layout, index_file, is_directory, same_layout
+from avops.stream.options import MergeOptions
+from avops.stream.plan import Output, Plan
+from avops.stream.record import model_card, recipe_record
+from avops.stream.segments import merge_segments
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output of a merge: its recipe, path, record, and the small files beside the weights.
+
+    small: without the recipe file, which is written when digests are known.
+    """
+
+    recipe: Recipe
+    path: Path
+    record: Mapping[str, Any]
+    small: tuple[tuple[str, bytes], ...]
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe file's name."""
+        return f"{self.path.stem}.{RECIPE_NAME}" if not self.directory else RECIPE_NAME
+
+    @property
+    def directory(self) -> bool:
+        """Whether the output is a directory."""
+        return is_directory(self.path)
+
+    def outputs(self, plan: Plan) -> tuple[Output, ...]:
+        """The files of weights under their names in this output."""
+        if self.directory:
+            return plan.outputs
+        return tuple(dataclasses.replace(output, name=self.path.name) for output in plan.outputs)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge decided to the last byte. notes: what the user should know before it runs.
+
+    keep: files and directories that no output may replace.
+    """
+
+    targets: tuple[Target, ...]
+    options: MergeOptions
+    plan: Plan
+    keep: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def target(self) -> Path:
+        """The first output's path."""
+        return self.targets[0].path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first output's recipe."""
+        return self.targets[0].recipe
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The first output's record."""
+        return self.targets[0].record
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the tensors that terms touch."""
+        return tuple(dict.fromkeys(s.tensor for s in self.plan.segments if s.terms))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Names of the tensors that no term touches."""
+        changed = set(self.changed)
+        names = dict.fromkeys(s.tensor for s in self.plan.segments)
+        return tuple(name for name in names if name not in changed)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of an output's files."""
+        first = self.targets[0]
+        weights = (output.name for output in self.plan.outputs)
+        return (*weights, *(name for name, _ in first.small), first.recipe_name)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all outputs, but for their recipe files."""
+        small = sum(len(data) for target in self.targets for _, data in target.small)
+        return self.plan.bytes_written + small
+
+
+def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> MergePlan:
+    """The plan of ``plan_merges``, whether or not the outputs may be written."""
+    recipes = [recipe for recipe, _ in wanted]
+    _check_alike(recipes)
+    registry.resolve("combine")
+    base = open_base(recipes[0].base)
+    vectors = open_vectors(recipes, base, options)
+    outs = [out for _, out in wanted]
+    directory = is_directory(outs[0])
+    if any(is_directory(out) != directory for out in outs):
+        raise OutputError(
+            f"{', '.join(map(str, outs))}: files and directories, expected one kind for all"
+        )
+    layout = same_layout(base, None if directory else outs[0].name, options.dtype)
+    seed = options.seed if options.rounding == "dither" else None
+    inputs, segments = merge_segments(recipes, base, vectors, layout, seed)
+    plan = Plan(inputs, layout.outputs, segments, len(recipes))
+    prints, notes = _prints(recipes[0].base, base, vectors)
+    targets = []
+    for recipe, out in wanted:
+        kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}
+        record = recipe_record(recipe, prints, options, kinds)
+        small: tuple[tuple[str, bytes], ...] = ()
+        if directory:
+            small, more = _directory_files(base, layout, record, options.dtype)
+        else:
+            more = _file_notes(base, out)
+        notes += tuple(note for note in more if note not in notes)
+        targets.append(Target(recipe, out, record, small))
+    keep = (base.path, *(vector.checkpoint.path for vector in vectors.values()))
+    keep += tuple(Path(t.source.path) for t in recipes[0].terms if Path(t.source.path).exists())
+    return MergePlan(tuple(targets), options, plan, keep, notes)
+
+
+def _check_alike(recipes: Sequence[Recipe]) -> None:
+    def inputs(recipe: Recipe) -> tuple[object, ...]:
+        return (recipe.base, tuple(term.source for term in recipe.terms))
+
+    if not recipes or any(inputs(recipe) != inputs(recipes[0]) for recipe in recipes):
+        raise ValueError("the recipes of one merge have one base and the same AVs in one order")
+
+
+def _prints(
+    base_path: str, base: Checkpoint, vectors: Mapping[str, Vector]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Fingerprints by path, and notes on vectors that were made from another base."""
+    prints = {path: fingerprint(vector) for path, vector in vectors.items()}
+    prints[base_path] = fingerprint(base)
+    here = prints[base_path]
+    notes = tuple(
+        f"AV {vector.name} was extracted from another base "
+        f"({vector.metadata.get('avops.base', 'unnamed')}, fingerprint "
+        f"{vector.base_fingerprint[:12]}…, here {here[:12]}…): a transfer"
+        for vector in vectors.values()
+        if vector.base_fingerprint not in (None, here)
+    )
+    for vector in vectors.values():
+        notes += vector_notes(base, vector)
+    return prints, notes
+
+
+def _directory_files(
+    base: Checkpoint, layout: Layout, record: Mapping[str, Any], dtype: DType | None
+) -> tuple[tuple[tuple[str, bytes], ...], tuple[str, ...]]:
+    """The small files of a directory output, and what to say about those left out."""
+    files, skipped = sidecars(base.directory, known_only=base.is_file)
+    notes = tuple(f"{name} was not copied: {why}" for name, why in skipped.items())
+    if "config.json" not in files:
+        notes += (f"{base.directory} has no config.json: the output has none, either",)
+    elif dtype is not None:
+        where = str(base.directory / "config.json")
+        files["config.json"] = patch_config(files["config.json"], dtype, where)
+    files["README.md"] = model_card(record)
+    return (*files.items(), *index_file(layout)), notes
+
+
+def _file_notes(base: Checkpoint, out: Path) -> tuple[str, ...]:
+    if out.parent.resolve() == base.directory.resolve():
+        return ()
+    note = (
+        f"config and tokenizer stay in {base.directory}; "
+        f"for a complete model directory use -o {out.with_suffix('')}/"
+    )
+    return (note,)

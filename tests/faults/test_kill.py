@@ -1,0 +1,95 @@
+"""kill -9 at random moments, many times, of a merge of tens of MiB on several threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from faults.nursery import Nursery
+from faults.world import World, companion, make_world, stages, tree
+
+KILLS = 25
+# The others are forked from a process that has imported avops, which saves the start.
+EXECUTED = 5
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Models of 32 MiB."""
+    return make_world(tmp_path_factory.mktemp("large"), scale=12_700)
+
+
+def assert_whole_or_absent(out: Path, expected: dict[str, str]) -> bool:
+    """Whether the output is there, and nothing else but a staging directory is."""
+    left = {stage.name for stage in stages(out)}
+    assert len(left) <= 1
+    assert all(".avops-partial-" in name for name in left)
+    if out.exists():
+        assert tree(out) == expected
+    allowed = {out.name, companion(out).name} if out.suffix else {out.name}
+    assert not out.parent.exists() or set(os.listdir(out.parent)) - left <= allowed
+    return out.exists()
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out"])
+def test_killed_at_random_moments(
+    nursery: Nursery, large: World, tmp_path: Path, name: str
+) -> None:
+    whole = tmp_path / "whole" / name
+    start = time.perf_counter()
+    assert nursery.run({"argv": large.argv(whole)}).result["code"] == 0
+    seconds = time.perf_counter() - start
+    expected, moments = tree(whole), random.Random(name)
+    kills = rounds = 0
+    while kills < KILLS / 2:
+        out = tmp_path / f"{rounds}" / name
+        rounds += 1
+        while True:
+            flags = ["--resume", "--force"] if out.exists() else ["--resume"]
+            started = nursery.start({"argv": large.argv(out, *flags)})
+            time.sleep(moments.uniform(0, 1.2 * seconds))
+            os.kill(started[0], signal.SIGKILL)
+            ending = nursery.wait(started)
+            there = assert_whole_or_absent(out, expected)
+            if ending.signal == 0:
+                assert ending.result["code"] == 0, ending.said
+                break
+            kills += 1
+            assert ending.signal == signal.SIGKILL
+        assert there
+        assert stages(out) == []
+
+
+def test_the_command_itself_is_killed(large: World, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole/out.safetensors", tmp_path / "x/out.safetensors"
+    command = [sys.executable, "-m", "avops"]
+    subprocess.run([*command, *large.argv(whole)], check=True, capture_output=True)
+    moments = random.Random(1)
+    for _ in range(EXECUTED):
+        process = subprocess.Popen(
+            [*command, *large.argv(out, "--resume")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        # The staging directory appears early in the run.
+        while not stages(out) and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert_whole_or_absent(out, tree(whole))
+        if out.exists():
+            break
+    if not out.exists():
+        done = subprocess.run(
+            [*command, *large.argv(out, "--resume")], check=True, capture_output=True, text=True
+        )
+        assert "blocks of a killed run were there" in done.stdout + done.stderr
+    assert tree(out) == tree(whole)
