@@ -100,6 +100,10 @@ class Scanner:
         except JsonError:
             raise
         except json.JSONDecodeError as error:
+            if end and "{" in fragment[1:]:
+                raise JsonError(
+                    f"the object at character {start} holds another one, or is not JSON"
+                ) from None
             if len(fragment) == most:
                 raise JsonError(
                     f"the value at character {start} is longer than {most}, or not JSON"

@@ -21,9 +21,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def own_world(tmp_path: Path) -> World:
+def own_world(world: World, tmp_path: Path) -> World:
     """Models that the test may change."""
-    return make_world(tmp_path / "models")
+    shutil.copytree(world.directory, tmp_path / "models")
+    return World(tmp_path / "models")
 
 
 @pytest.fixture(scope="session")
