@@ -24,7 +24,7 @@ SKIP = os.environ.get("AVOPS_NO_NATIVE", "0") not in ("", "0")
 
 NATIVE = Extension(
     "avops._native",
-    sources=["csrc/combine.cpp", "csrc/lowrank.cpp", "csrc/module.cpp"],
+    sources=[f"csrc/{name}.cpp" for name in ("combine", "files", "lowrank", "module")],
     depends=["csrc/avops.h", "csrc/bf16.h", "csrc/threads.h"],
     language="c++",
     py_limited_api=True,

@@ -123,6 +123,12 @@ class Source:
             self._cached[region] = None in shares or shares == [1.0] * _SAMPLES
         return self._cached[region]
 
+    def cached_fd(self, offset: int, nbytes: int) -> int | None:
+        """The descriptor to read from, when ``nbytes`` bytes at ``offset`` come from the cache."""
+        last = offset + max(nbytes, 1) - 1
+        cached = not self._go_direct or (self._is_cached(offset) and self._is_cached(last))
+        return self._fd if cached else None
+
     def read_all(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer``, anywhere in memory, from ``offset``."""
         read_exactly(self._fd, buffer, offset, str(self.path))

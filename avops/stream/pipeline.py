@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from avops.disk.digest import BLOCK, block_digest, root_digest
 from avops.disk.source import Source
+from avops.stream.counts import Counts
 from avops.stream.factors import FactorCache
 from avops.stream.plan import LowRankRange, Plan, Segment, bytes_per_count
 from avops.stream.windows import Window, windows
-from avops.stream.worker import Counts, Worker
+from avops.stream.worker import Worker
 
 # What all threads together may take for windows and their inputs.
 _MEMORY = 72 << 20
@@ -132,12 +133,20 @@ class _Job:
         ]
         if not wanted:
             return sum(piece.count * bytes_per_count(piece.segment) for piece in window.pieces)
+        done = worker.fused(window)
+        if done is not None:
+            data, counts, nbytes = done
+            self._deliver(0, window, data, counts)
+            return nbytes
         operands, nbytes = worker.read(window)
         for candidate, data, counts in worker.candidates(window, operands, wanted):
-            digest = block_digest(data)
-            self.sinks[candidate].put(window, data, digest, counts)
-            self._record(candidate, window, digest, counts)
+            self._deliver(candidate, window, data, counts)
         return nbytes
+
+    def _deliver(self, candidate: int, window: Window, data: memoryview, counts: Counts) -> None:
+        digest = block_digest(data)
+        self.sinks[candidate].put(window, data, digest, counts)
+        self._record(candidate, window, digest, counts)
 
     def _resume(self, candidate: int, sink: Sink, window: Window) -> bool:
         found = sink.resumed.get((window.output, window.block))

@@ -18,11 +18,11 @@ from avops.disk import open_regular
 from avops.disk.source import Identity, Source
 from avops.errors import CheckpointError
 from avops.recipe import RecipeFile
+from avops.stream.counts import Counts
 from avops.stream.decide import MergePlan, decide
 from avops.stream.options import MergeOptions
 from avops.stream.pipeline import Progress, run
 from avops.stream.windows import Window
-from avops.stream.worker import Counts
 
 
 @dataclass(frozen=True)

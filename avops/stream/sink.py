@@ -8,9 +8,9 @@ from typing import Any
 from avops.disk import Staging
 from avops.disk.digest import block_digest
 from avops.disk.staged import StagedFile
+from avops.stream.counts import Counts
 from avops.stream.plan import Output
 from avops.stream.windows import Window
-from avops.stream.worker import Counts
 
 
 class StagingSink:

@@ -6,10 +6,8 @@ window. Reads that touch in a file are one read.
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -18,58 +16,14 @@ from avops.disk.source import ALIGN, DIRECT_FROM, Source, aligned_memory
 from avops.dtypes import DTYPES, F32
 from avops.kernels import CombineStats, Dither, Operand, Term, combine, diff, lowrank
 from avops.kernels.rounding import widen
+from avops.stream.counts import Counts
 from avops.stream.effective import Sums, inner_products, sampled
 from avops.stream.factors import FactorCache
-from avops.stream.plan import LowRankRange, Plan, Range, Segment
+from avops.stream.fused import Fused
+from avops.stream.plan import LowRankRange, Plan, Range, Segment, bytes_per_count
 from avops.stream.windows import Piece, Window
 
 _BYTES = DTYPES["U8"]
-
-
-@dataclass
-class Counts:
-    """What was seen in a window: elements of combined tensors, and events among the outputs.
-
-    nonfinite: by number of the segment.
-    """
-
-    elements: int = 0
-    unchanged: int = 0
-    overflowed: int = 0
-    flushed: int = 0
-    nonfinite: Counter[int] = field(default_factory=Counter)
-    sums: list[Sums] = field(default_factory=list)
-
-    def add(self, piece: Piece, stats: CombineStats) -> None:
-        """Count one piece."""
-        self.elements += piece.count
-        self.unchanged += stats.unchanged
-        self.overflowed += stats.overflowed
-        self.flushed += stats.flushed
-        if stats.nonfinite:
-            self.nonfinite[piece.number] += stats.nonfinite
-
-    def update(self, other: Counts) -> None:
-        """Add another window's counts."""
-        self.elements += other.elements
-        self.unchanged += other.unchanged
-        self.overflowed += other.overflowed
-        self.flushed += other.flushed
-        self.nonfinite.update(other.nonfinite)
-        self.sums += other.sums
-
-    def to_json(self) -> list[Any]:
-        """For the journal."""
-        sums = [[found.terms, found.gram] for found in self.sums]
-        numbers = [self.elements, self.unchanged, self.overflowed, self.flushed]
-        return [*numbers, list(self.nonfinite.items()), sums]
-
-    @classmethod
-    def from_json(cls, data: Sequence[Any]) -> Counts:
-        """The counts that ``to_json`` made."""
-        elements, unchanged, overflowed, flushed, nonfinite, sums = data
-        found = [Sums(tuple(terms), tuple(gram)) for terms, gram in sums]
-        return cls(elements, unchanged, overflowed, flushed, Counter(dict(nonfinite)), found)
 
 
 class Worker:
@@ -80,8 +34,69 @@ class Worker:
         self._out_memory = aligned_memory(BLOCK)
         self._out = np.frombuffer(self._out_memory, np.uint8)
         self._arena = np.empty(0, np.uint8)
+        self._fused = Fused(sources) if plan.candidates == 1 else None
         self._scratch = np.empty(0, np.float32)
         self._deltas: dict[tuple[int, int], Operand] = {}
+
+    def fused(self, window: Window) -> tuple[memoryview, Counts, int] | None:
+        """The bytes of ``window``, what was counted, and the bytes read, if it can be done at once.
+
+        None: it goes through ``read`` and ``candidates``, which also say what is wrong.
+        """
+        if self._fused is None or not self._fused.takes(window):
+            return None
+        self._header(window)
+        counts, nbytes = Counts(), 0
+        for piece in window.pieces:
+            target = self._out[piece.at : piece.at + piece.nbytes]
+            if piece.segment.operation == "copy":
+                self._fused.copy(piece, target)
+                nbytes += piece.count
+                continue
+            raw = self._place(piece)
+            found = self._fused.combine(piece, raw, _rounding(piece))
+            if found is None:
+                return None
+            if raw.size != piece.nbytes:
+                target[:] = raw[piece.skip : piece.skip + piece.nbytes]
+            if piece.counted:
+                counts.add(piece, found)
+                counts.sums += self._stored_sums(piece, raw)
+            nbytes += piece.count * bytes_per_count(piece.segment)
+        return self._out[: window.nbytes].data, counts, nbytes
+
+    def _header(self, window: Window) -> None:
+        """Put the header's bytes of ``window`` in their place."""
+        prefix = self._plan.outputs[window.output].prefix
+        head = prefix[window.start : window.start + window.nbytes]
+        self._out[: len(head)] = np.frombuffer(head, np.uint8)
+
+    def _place(self, piece: Piece) -> np.ndarray:
+        """Where the elements of ``piece`` go: the window itself, unless the piece straddles."""
+        size = piece.count * piece.segment.dtype.size
+        if piece.nbytes == size:
+            return self._out[piece.at : piece.at + piece.nbytes]
+        return np.empty(size, np.uint8)
+
+    def _stored_sums(self, piece: Piece, raw: np.ndarray) -> Iterator[Sums]:
+        """The sums of a piece whose inputs are not in memory: its sample is read again."""
+        segment = piece.segment
+        out = Operand(raw.view(segment.dtype.storage), segment.dtype)
+        for part in sampled(segment.first + piece.first, piece.count) if segment.terms else ():
+            here = dataclasses.replace(
+                piece, first=piece.first + part.start, count=part.stop - part.start
+            )
+            base, *values = [self._stored(where, here) for where in _ranges(segment)]
+            terms = [
+                (term.term, Term(value, term.lams[0], term.aligned))
+                for term, value in zip(segment.terms, values, strict=True)
+            ]
+            yield _sums(base, terms, _part(out, part))
+
+    def _stored(self, where: Range, piece: Piece) -> Operand:
+        raw = np.empty(piece.count * where.dtype.size, np.uint8)
+        self._sources[where.file].read_all(raw.data, where.offset + piece.first * where.dtype.size)
+        return Operand(raw.view(where.dtype.storage), where.dtype)
 
     def read(self, window: Window) -> tuple[list[list[Operand]], int]:
         """The operands of every piece of ``window``, base first, and the bytes read."""
@@ -136,12 +151,10 @@ class Worker:
 
         The bytes are good until the next step.
         """
-        prefix = self._plan.outputs[window.output].prefix
-        head = prefix[window.start : window.start + window.nbytes]
         self._low_rank(window)
         for candidate in wanted:
             counts = Counts()
-            self._out[: len(head)] = np.frombuffer(head, np.uint8)
+            self._header(window)
             for place, piece in enumerate(window.pieces):
                 self._compute(place, piece, operands[place], candidate, counts)
             yield candidate, self._out[: window.nbytes].data, counts
@@ -178,17 +191,18 @@ class Worker:
         if segment.operation == "copy":
             target[:] = operands[0].array
             return
-        size = piece.count * segment.dtype.size
-        whole = piece.nbytes == size
-        raw = target if whole else np.empty(size, np.uint8)
+        raw = self._place(piece)
         out = Operand(raw.view(segment.dtype.storage), segment.dtype)
         stats, terms = self._operate(place, piece, operands, candidate, out)
-        if not whole:
+        if raw.size != piece.nbytes:
             target[:] = raw[piece.skip : piece.skip + piece.nbytes]
         if piece.counted and stats is not None:
             counts.add(piece, stats)
-            if terms:
-                counts.sums += _sums(piece, operands[0], terms, out)
+            for part in sampled(segment.first + piece.first, piece.count) if terms else ():
+                cut = [
+                    (k, Term(_part(term.values, part), term.lam, term.aligned)) for k, term in terms
+                ]
+                counts.sums.append(_sums(_part(operands[0], part), cut, _part(out, part)))
 
     def _operate(
         self, place: int, piece: Piece, operands: Sequence[Operand], candidate: int, out: Operand
@@ -212,10 +226,9 @@ class Worker:
             # Bit for bit the base's, as if this candidate's tensor had been copied.
             out.array.view(np.uint8)[:] = operands[0].array.view(np.uint8)
             return None, []
-        rounding = None
-        if segment.key is not None:
-            rounding = Dither(segment.key, segment.first + piece.first)
-        return combine(operands[0], [term for _, term in terms], out, rounding=rounding), terms
+        rounding = _rounding(piece)
+        how = None if rounding is None else Dither(*rounding)
+        return combine(operands[0], [term for _, term in terms], out, rounding=how), terms
 
     def _values(self, place: int, piece: Piece, operands: Sequence[Operand]) -> list[Operand]:
         """The terms' values: stored ones as read, low-rank ones as computed."""
@@ -232,18 +245,22 @@ def _ranges(segment: Segment) -> list[Range]:
     return found + [term.values for term in segment.terms if isinstance(term.values, Range)]
 
 
-def _sums(
-    piece: Piece, base: Operand, terms: Sequence[tuple[int, Term]], out: Operand
-) -> Iterator[Sums]:
-    for part in sampled(piece.segment.first + piece.first, piece.count):
-        origin = widen(_part(base, part))
-        rows = np.empty((len(terms) + 1, origin.size), np.float64)
-        with np.errstate(all="ignore"):
-            for row, (_, term) in zip(rows, terms, strict=False):
-                values = widen(_part(term.values, part))
-                row[:] = np.float64(term.lam) * (values - origin if term.aligned else values)
-            rows[-1] = widen(_part(out, part)).astype(np.float64) - origin
-        yield inner_products([number for number, _ in terms], rows)
+def _rounding(piece: Piece) -> tuple[int, int] | None:
+    """Key and start of the piece's dither, None for rounding to nearest."""
+    segment = piece.segment
+    return None if segment.key is None else (segment.key, segment.first + piece.first)
+
+
+def _sums(base: Operand, terms: Sequence[tuple[int, Term]], out: Operand) -> Sums:
+    """The sums of a sample: base, terms by number, and output."""
+    origin = widen(base)
+    rows = np.empty((len(terms) + 1, origin.size), np.float64)
+    with np.errstate(all="ignore"):
+        for row, (_, term) in zip(rows, terms, strict=False):
+            values = widen(term.values)
+            row[:] = np.float64(term.lam) * (values - origin if term.aligned else values)
+        rows[-1] = widen(out).astype(np.float64) - origin
+    return inner_products([number for number, _ in terms], rows)
 
 
 def _part(operand: Operand, part: slice) -> Operand:

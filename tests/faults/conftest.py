@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,22 @@ def shimmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     found = Nursery(directory, LD_PRELOAD=str(library))
     yield found
     found.close()
+
+
+@pytest.fixture
+def disk_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory on a disk, which can be read and written past the page cache."""
+    return tmp_path_factory.mktemp("disk")
+
+
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Iterator[Path]:
+    """An empty directory, in memory where the system has such a place: a kill loses no pages."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield disk_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as found:
+        yield Path(found)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ avs, base, outs     paths; outs is a list of [{AV: λ}, path]
 options             of MergeOptions; dtype by its tag
 argv                instead of all these: a command line, run as the console script runs it
 block               bytes per window (default: avops's own)
-threads             1 by default, which makes the order of steps deterministic
+threads             1 by default, which makes the order of steps deterministic; with argv, avops's
+                    own default
 direct              go past the page cache whatever the size of the files
 trace               record every step that changes the disk
 crash               [n, how]: at the n-th step SIGKILL, "before" it or when "half" of a write is
@@ -67,6 +68,8 @@ def play(scenario: Scenario) -> Result:
     _set_up(scenario, result)
     try:
         if "argv" in scenario:
+            if "threads" in scenario:
+                os.environ["AVOPS_THREADS"] = str(scenario["threads"])
             result["code"] = _command_line(scenario["argv"])
         else:
             _merge(scenario, result)

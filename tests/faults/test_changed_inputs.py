@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,18 +64,20 @@ def test_a_shard_changed_after_the_last_window(
 @pytest.mark.parametrize("how", ["replace", "remove"])
 @pytest.mark.parametrize("when", [1, 3])
 def test_a_new_file_of_that_name_is_not_read(
-    nursery: Nursery, own_world: World, tmp_path: Path, how: str, when: int, direct: bool
+    nursery: Nursery, world: World, disk_path: Path, how: str, when: int, direct: bool
 ) -> None:
     """The old one is open: the output is that of the old one, whole."""
+    shutil.copytree(world.directory, disk_path / "models")
+    own_world = World(disk_path / "models")
     name = f"out{SUFFIX}"
-    expected = reference(nursery, own_world, tmp_path, name)
+    expected = reference(nursery, own_world, disk_path, name)
     for path in own_world.directory.glob(f"*{SUFFIX}"):
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
     change = [when, "change", [how, str(own_world.directory / f"one{SUFFIX}")]]
-    out = tmp_path / "x" / name
+    out = disk_path / "x" / name
     ending = nursery.run(own_world.scenario(out, at_window=change, direct=direct))
     assert not ending.error[0], ending
     assert tree(out) == expected

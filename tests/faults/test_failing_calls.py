@@ -127,25 +127,25 @@ HARMLESS = {
 @pytest.mark.parametrize("what", HARMLESS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_bytes_in_spite_of(
-    shimmed: Nursery, large: World, tmp_path: Path, name: str, what: str
+    shimmed: Nursery, large: World, disk_path: Path, name: str, what: str
 ) -> None:
     rules = HARMLESS[what]
     drop_cache(large)
-    scenario = large.scenario(tmp_path / "x" / name, block=8192, direct=True, faults=rules)
+    scenario = large.scenario(disk_path / "x" / name, block=8192, direct=True, faults=rules)
     ending = shimmed.run({**scenario, "threads": 3})
     assert not ending.error[0], ending
     assert f"fault in {rules.split(':')[0]}" in ending.said
-    plain = shimmed.run(large.scenario(tmp_path / "whole" / name, block=8192))
+    plain = shimmed.run(large.scenario(disk_path / "whole" / name, block=8192))
     assert "fault" not in plain.said
-    assert tree(tmp_path / "x" / name) == tree(tmp_path / "whole" / name)
+    assert tree(disk_path / "x" / name) == tree(disk_path / "whole" / name)
 
 
 # ---- what must
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
-def test_a_write_that_fails(shimmed: Nursery, large: World, tmp_path: Path, direct: bool) -> None:
-    out = tmp_path / "x/out"
+def test_a_write_that_fails(shimmed: Nursery, large: World, disk_path: Path, direct: bool) -> None:
+    out = disk_path / "x/out"
     call = "direct_pwrite" if direct else "pwrite"
     rules = f"{call}:9:{EIO}"
     ending = shimmed.run(large.scenario(out, block=8192, direct=direct, faults=rules, threads=3))
@@ -153,15 +153,15 @@ def test_a_write_that_fails(shimmed: Nursery, large: World, tmp_path: Path, dire
     assert (kind, code) == ("WriteError", 1)
     assert message.startswith(f"{out}: writing at byte ")
     assert "failed: Input/output error; nothing was left behind; check the disk" in message
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(disk_path) == []
 
 
-def test_a_read_that_fails(shimmed: Nursery, large: World, tmp_path: Path) -> None:
+def test_a_read_that_fails(shimmed: Nursery, large: World, disk_path: Path) -> None:
     """The bad sector stays bad, past the page cache and through it."""
     drop_cache(large)
     # The first reads are those of headers and fingerprints.
     rules = " ".join(f"preadv:{number}:{EIO}" for number in range(60, 70))
-    out = tmp_path / "y/out"
+    out = disk_path / "y/out"
     ending = shimmed.run({**large.scenario(out, block=8192, direct=True), "faults": rules})
     kind, message, code = ending.error
     assert (kind, code) == ("AvopsError", 1)

@@ -16,7 +16,7 @@ from faults.nursery import Nursery
 from faults.world import World, companion, journaled, make_world, stages, tree
 
 # For each kind of output.
-KILLS = 15
+KILLS = 11
 # The others are forked from a process that has imported avops, which saves the start.
 EXECUTED = 5
 
@@ -41,9 +41,9 @@ def assert_whole_or_absent(out: Path, expected: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out"])
 def test_killed_at_random_moments(
-    nursery: Nursery, large: World, tmp_path: Path, name: str
+    nursery: Nursery, large: World, disk_path: Path, name: str
 ) -> None:
-    whole = tmp_path / "whole" / name
+    whole = disk_path / "whole" / name
     start = time.perf_counter()
     assert nursery.run({"argv": large.argv(whole)}).result["code"] == 0
     seconds = time.perf_counter() - start
@@ -51,7 +51,7 @@ def test_killed_at_random_moments(
     kills = rounds = 0
     # Kills before the merge has begun do not count.
     while kills < KILLS:
-        out = tmp_path / f"{rounds}" / name
+        out = disk_path / f"{rounds}" / name
         rounds += 1
         while True:
             flags = ["--resume", "--force"] if out.exists() else ["--resume"]
@@ -69,8 +69,8 @@ def test_killed_at_random_moments(
         assert stages(out) == []
 
 
-def test_the_command_itself_is_killed(large: World, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole/out.safetensors", tmp_path / "x/out.safetensors"
+def test_the_command_itself_is_killed(large: World, disk_path: Path) -> None:
+    whole, out = disk_path / "whole/out.safetensors", disk_path / "x/out.safetensors"
     command = [sys.executable, "-m", "avops"]
     subprocess.run([*command, *large.argv(whole)], check=True, capture_output=True)
     resume = [*command, *large.argv(out, "--resume")]

@@ -1,4 +1,4 @@
-"""Safetensors files near validity, and the comparison of two readers on them.
+"""Safetensors files near validity, and the comparison of avops and the package on them.
 
 A file is made as a tree of JSON tokens, changed as a tree (numbers, names, spellings, structure),
 written with some layout, then changed as bytes. Many changes leave it valid, on purpose.
@@ -9,35 +9,31 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import safetensors
 
 from avops.disk import open_checkpoint
 from avops.dtypes import DTYPES
 from avops.errors import CheckpointError
+from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, reason, shorten
+from bench.fuzzing.tokens import Array, Object, Token, dump, gaps, garble, spelled
 
 # Tensors by name: dtype, shape, bytes.
 Tensors = Mapping[str, tuple[str, tuple[int, ...], bytes]]
 Reader = Callable[[Path], Tensors]
 
-BOTH, NEITHER, STRICTER, FAILURE = "both accept", "both reject", "only the other accepts", "FAILURE"
-KIND = "safetensors"
-FILE = "input.safetensors"
-
-
-class Outcome(NamedTuple):
-    """verdict: one of the four above. reason: why the file was refused, or what failed."""
-
-    verdict: str
-    reason: str
+SUFFIX = ".safetensors"
 
 
 # ---- the comparison
+
+
+def prepare(root: Path) -> Path:
+    """Where the files are written: nothing has to be there."""
+    return root
 
 
 def read_avops(path: Path) -> Tensors:
@@ -65,7 +61,7 @@ def check(raw: bytes, directory: Path, reader: Reader | None = None) -> Outcome:
     An exception that is no CheckpointError is a failure; so is accepting what the package
     rejects, and reading something else.
     """
-    path = directory / FILE
+    path = directory / f"input{SUFFIX}"
     path.write_bytes(raw)
     try:
         ours = (reader or read_avops)(path)
@@ -85,56 +81,15 @@ def check(raw: bytes, directory: Path, reader: Reader | None = None) -> Outcome:
     return Outcome(BOTH, "")
 
 
-def reason(message: str) -> str:
-    """A refusal without the file, names and numbers that are particular to it."""
-    text = re.sub(r"^.*?: not a valid [^:]*: ", "", message, flags=re.DOTALL)
-    text = re.sub(r"; (download|expected JSON).*$", "", text, flags=re.DOTALL)
-    text = re.sub(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", "…", text, flags=re.DOTALL)
-    for _ in range(3):
-        text = re.sub(r"\[[^\[\]]*(\]|$)", "…", text)
-    text = re.sub(r"number \S+,", "number …,", text)
-    text = re.sub(r" of [A-Z]\w+ …", " of …", text)
-    text = re.sub(r"unknown dtype .*", "unknown dtype", text, flags=re.DOTALL)
-    text = re.sub(r"got data_offsets .*|has data_offsets .*", "got others", text, flags=re.DOTALL)
-    text = re.sub(r"has the shape .*", "has a shape that is no list of numbers", text, flags=re.DOTALL)
-    text = re.sub(r"(?<![\w^-])-?\d+(\.\d+)?(e[+-]\d+)?", "N", text)
-    return text[:90]
-
-
-# ---- valid files, as trees of tokens
-
-
-class Object:
-    """A JSON object: pairs of a raw key and a value (raw text, Object or Array)."""
-
-    def __init__(self, members: list[list[Any]]) -> None:
-        self.items = members
-
-
-class Array:
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-
-Token = str | Object | Array
+# ---- valid files
 
 _NAMES = (
-    "a", "b", "weight", "model.layers.0.w", "é", "日本", "\U0001f600", "", "a b", 'a"b', "\n", "a/b",
-    "\x7f", "\x00", "dtype", "shape", "data_offsets", "metadata", "__metadata", "../x", "\u2028",
+    "a", "b", "weight", "model.layers.0.w", "é", "日本", "\U0001f600", "", "a b", 'a"b', "\n",
+    "a/b", "\x7f", "\x00", "dtype", "shape", "data_offsets", "metadata", "__metadata", "../x",
+    "\u2028",
 )  # fmt: skip
 _COMMON = ("F32", "BF16", "F16", "I64", "U8", "BOOL")
 _TAGS = tuple(DTYPES)
-
-
-def spelled(rng: random.Random, text: str) -> str:
-    """``text`` as a JSON string, in one of its spellings."""
-    style = rng.random()
-    if style < 0.6:
-        return json.dumps(text, ensure_ascii=False)
-    if style < 0.8 or len(text) > 20:
-        return json.dumps(text)
-    units = text.encode("utf-16-be")
-    return '"' + "".join(f"\\u{units[i]:02x}{units[i + 1]:02X}" for i in range(0, len(units), 2)) + '"'
 
 
 def layout(rng: random.Random) -> tuple[Object, int]:
@@ -166,32 +121,13 @@ def _entry(tag: str, shape: list[int], begin: int, end: int) -> Object:
     )
 
 
-def dump(token: Token, gap: Callable[[], str]) -> str:
-    """The tree as text, with ``gap()`` between tokens."""
-    if isinstance(token, str):
-        return token
-    if isinstance(token, Array):
-        inside = f"{gap()},{gap()}".join(dump(item, gap) for item in token.items)
-        return f"[{gap()}{inside}{gap()}]"
-    pairs = (f"{key}{gap()}:{gap()}{dump(value, gap)}" for key, value in token.items)
-    return "{" + gap() + f"{gap()},{gap()}".join(pairs) + gap() + "}"
-
-
-def gaps(rng: random.Random) -> Callable[[], str]:
-    """No space, some, or too much."""
-    style = rng.random()
-    if style < 0.6:
-        return str
-    choices = ("", "", " ") if style < 0.9 else ("", " ", "\n", "\t", "\r\n  ")
-    return lambda: rng.choice(choices)
-
-
 # ---- changes to the tree
 
 _ODD = (
-    "-1", "-0", "00", "01", "1.0", "1e0", "1E2", "0.5", "1e400", "-1e400", "NaN", "Infinity", "true",
-    "null", '"1"', "[]", "{}", "[1]", "4294967296", "9223372036854775807", "9223372036854775808",
-    "18446744073709551615", "18446744073709551616", "9" * 40, "9" * 5000, "0x1", "+1", "1_0", "١",
+    "-1", "-0", "00", "01", "1.0", "1e0", "1E2", "0.5", "1e400", "-1e400", "NaN", "Infinity",
+    "true", "null", '"1"', "[]", "{}", "[1]", "4294967296", "9223372036854775807",
+    "9223372036854775808", "18446744073709551615", "18446744073709551616", "9" * 40,
+    "9" * 5000, "0x1", "+1", "1_0", "١",
 )  # fmt: skip
 _JUNK = (
     "null", "true", "false", "0", "1", "-1", '""', '"x"', "[]", "{}", "[[]]", '{"a":1}', "[" * 200,
@@ -202,7 +138,8 @@ _KEYS = (
     '"\\u0061"', '"b"', '""', '"\\ud800"', '"\\udc00\\ud800"', '"Dtype"', '"x"', '"d\\u0074ype"',
 )  # fmt: skip
 _DTYPES = (
-    '"F33"', '"f32"', '"F32 "', '""', "0", "null", '["F32"]', '{"F32":null}', '"F\\u00332"', '"bool"',
+    '"F33"', '"f32"', '"F32 "', '""', "0", "null", '["F32"]', '{"F32":null}', '"F\\u00332"',
+    '"bool"',
 )  # fmt: skip
 
 
@@ -340,35 +277,6 @@ _TREE = (
 )  # fmt: skip
 
 
-# ---- changes to the bytes
-
-_BITS = (
-    b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\u0000", b"\\ud83d", b"\0", b"\xff", b"\xc0\xaf",
-    b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b" ", b"\n", b"\x0c", b"\xc2\xa0", b"0", b"-", b".",
-    b"e", b"//", b"/*", b"true", b"null", b'"a":', b"{}", b"[]", b"\x7f",
-)  # fmt: skip
-
-
-def garble(rng: random.Random, text: bytes, other: Callable[[], bytes]) -> bytes:
-    """``text`` with one change of bytes; ``other()`` is a text to splice with."""
-    kind = rng.randrange(7)
-    at = rng.randint(0, len(text))
-    if kind == 0 and at < len(text):
-        return text[:at] + bytes((text[at] ^ (1 << rng.randrange(8)),)) + text[at + 1 :]
-    if kind == 1:
-        return text[:at] + rng.choice(_BITS) + text[at:]
-    if kind == 2:
-        return text[:at] + rng.choice(_BITS) + text[at + rng.randint(0, 4) :]
-    if kind == 3:
-        return text[:at] + text[at + rng.choice((1, 1, 2, 5, 40)) :]
-    if kind == 4:
-        return text[:at] + text[max(0, at - rng.choice((1, 5, 40))) :]
-    if kind == 5:
-        spliced = other()
-        return text[:at] + spliced[rng.randint(0, len(spliced)) :]
-    return text[:at]
-
-
 def generate(rng: random.Random) -> bytes:
     """One file."""
     table, size = layout(rng)
@@ -392,32 +300,17 @@ def generate(rng: random.Random) -> bytes:
     return raw[: rng.randint(0, len(raw))] if rng.random() < 0.02 else raw
 
 
-# ---- smaller failures
-
-
-def minimise(raw: bytes, fails: Callable[[bytes], bool], tries: int = 2000) -> bytes:
-    """A smaller file that still fails, by leaving out pieces of the header, then of the data."""
-    (length,) = struct.unpack("<Q", raw[:8].ljust(8, b"\0"))
-    length = min(length, len(raw) - 8)
-    if length < 0 or not fails(raw):
+def minimise(raw: bytes, fails: Callable[[bytes], bool], tries: int = 1000) -> bytes:
+    """A smaller file that still fails; how far the stated length is off stays as it is."""
+    if len(raw) < 8:
         return raw
-    # How far the stated length is off is part of the failure.
-    off = struct.unpack("<Q", raw[:8])[0] - length
-    parts = [raw[8 : 8 + length], raw[8 + length :]]
+    (stated,) = struct.unpack("<Q", raw[:8])
+    length = min(stated, len(raw) - 8)
+    off, text, data = stated - length, raw[8 : 8 + length], raw[8 + length :]
 
-    def built() -> bytes:
-        return struct.pack("<Q", len(parts[0]) + off) + parts[0] + parts[1]
+    def built(text: bytes, data: bytes) -> bytes:
+        return struct.pack("<Q", len(text) + off) + text + data
 
-    for which in (0, 1):
-        step = max(1, len(parts[which]) // 2)
-        while step:
-            at = 0
-            while at < len(parts[which]) and tries > 0:
-                tries -= 1
-                before = parts[which]
-                parts[which] = before[:at] + before[at + step :]
-                if not fails(built()):
-                    parts[which] = before
-                    at += step
-            step //= 2
-    return built()
+    text = shorten(text, lambda shorter: fails(built(shorter, data)), tries)
+    data = shorten(data, lambda shorter: fails(built(text, shorter)), tries)
+    return built(text, data)

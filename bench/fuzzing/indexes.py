@@ -20,29 +20,15 @@ from typing import Any
 
 from avops.disk import open_checkpoint
 from avops.errors import CheckpointError
-from bench.fuzz_headers import (
-    BOTH,
-    FAILURE,
-    NEITHER,
-    STRICTER,
-    Array,
-    Object,
-    Outcome,
-    Token,
-    dump,
-    gaps,
-    garble,
-    reason,
-    spelled,
-)
+from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, reason, shorten
+from bench.fuzzing.tokens import Array, Object, Token, dump, gaps, garble, spelled
 
 # The file of every tensor.
 Files = Mapping[str, str]
 Reader = Callable[[Path], Files]
 
-KIND = "index"
 INDEX = "model.safetensors.index.json"
-FILE = INDEX
+SUFFIX = ".json"
 # The tensors of every shard; names in other files are never found.
 SHARDS: Mapping[str, tuple[str, ...]] = {
     "s1.safetensors": ("a", "b"),
@@ -62,7 +48,19 @@ _ODD_NAMES = (
     "s1", "s1.safetensors/", "/etc/passwd", "S1.SAFETENSORS", "..\\secret.safetensors", "\x00",
     "s1.safetensors\x00", "\ns1.safetensors", "x" * 300 + ".safetensors", "\u202e.safetensors",
 )  # fmt: skip
-_VALUES = ("null", "1", "true", "[]", "{}", '["s1.safetensors"]', "-1e400", "NaN", "", "nul", "9" * 5000)
+_VALUES = (
+    "null",
+    "1",
+    "true",
+    "[]",
+    "{}",
+    '["s1.safetensors"]',
+    "-1e400",
+    "NaN",
+    "",
+    "nul",
+    "9" * 5000,
+)
 _TOP = ('"metadata"', '"weight_map"', '"weight\\u005fmap"', '"x"', '"\\ud800"', '""')
 _REST = (
     '{"total_size":12}', '{"total_size":1e99}', "null", "[]", '"\\ud800"', "NaN", "[" * 2000,
@@ -156,7 +154,7 @@ def check(
         ours: Files | None = (reader or read_avops)(directory)
         why = ""
     except CheckpointError as error:
-        ours, why = None, reason(_FILE_NAME.sub("FILE", str(error)))
+        ours, why = None, _FILE_NAME.sub("FILE", reason(str(error)))
     except Exception as error:
         return Outcome(FAILURE, f"raised {type(error).__name__}")
     finally:
@@ -234,17 +232,4 @@ def generate(rng: random.Random) -> bytes:
     return raw
 
 
-def minimise(raw: bytes, fails: Callable[[bytes], bool], tries: int = 2000) -> bytes:
-    """A smaller index that still fails."""
-    step = max(1, len(raw) // 2)
-    while step:
-        at = 0
-        while at < len(raw) and tries > 0:
-            tries -= 1
-            shorter = raw[:at] + raw[at + step :]
-            if fails(shorter):
-                raw = shorter
-            else:
-                at += step
-        step //= 2
-    return raw
+minimise = shorten
