@@ -24,8 +24,8 @@ SKIP = os.environ.get("AVOPS_NO_NATIVE", "0") not in ("", "0")
 
 NATIVE = Extension(
     "avops._native",
-    sources=[f"csrc/{name}.cpp" for name in ("combine", "files", "lowrank", "module")],
-    depends=["csrc/avops.h", "csrc/bf16.h", "csrc/threads.h"],
+    sources=[f"csrc/{name}.cpp" for name in ("combine", "diff", "files", "lowrank", "module")],
+    depends=[f"csrc/{name}.h" for name in ("avops", "bf16", "blocks", "fused", "threads")],
     language="c++",
     py_limited_api=True,
     # No FMA contraction and no fast-math, whatever CXXFLAGS say: results are exact to the bit.

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def show(data: dict[str, Any]) -> None:
     )
     rows = [[v, f"{n:,}", f"{n / total:.1%}"] for v, n in data["verdicts"].items()]
     table(title, ("verdict", "inputs", "share"), rows)
-    rows = [[why, f"{n:,}"] for why, n in data["strictness"].items()]
+    rows = [[why[:90], f"{n:,}"] for why, n in data["strictness"].items()]
     table(f"accepted by {other} alone: why avops refuses", ("reason", "inputs"), rows)
     kinds = len(data["refusals"])
     print(f"refused by both: for {kinds} reasons\n")
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--kind", choices=[*KINDS, "both"], default="both")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds for one input")
+    parser.add_argument("--shrink", type=float, default=20.0, help="seconds to make one smaller")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--subject", default="", help="MODULE:FUNCTION to test in avops's place")
     parser.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="saved inputs")
@@ -122,12 +124,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.check:
         sys.exit(0 if check(args.check, args.subject) else 1)
+    job = Job("", args.seed, 0, args.inputs, 1, args.limit, args.shrink, args.subject)
     runs = [
-        fuzz(
-            Job(kind, args.seed, 0, args.inputs, limit=args.limit, subject=args.subject),
-            args.jobs,
-            args.failures,
-        )
+        fuzz(replace(job, kind=kind), args.jobs, args.failures)
         for kind in (KINDS if args.kind == "both" else [args.kind])
     ]
     if args.json:

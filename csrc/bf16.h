@@ -53,7 +53,7 @@ AVOPS_INLINE uint32_t select(bool condition, uint32_t yes, uint32_t no) {
 // magnitude: the bits of a pattern without its sign; infinity: those of infinity; nan: the NaN.
 // overflow: the magnitude_of() from which on the result is infinite or NaN.
 // vanish: the largest magnitude_of() that rounds to zero.
-// round() is narrowing for everything but NaN. dither() rounds up with the probability of what is
+// round() is narrowing for everything but NaN; exact() the same for what was widened from T. dither() rounds up with the probability of what is
 // dropped, by the 32 uniform bits r: for one r it is monotone, and it keeps what is exact.
 
 struct F32 {
@@ -65,6 +65,7 @@ struct F32 {
 
     static AVOPS_INLINE float widen(uint32_t u) { return float_of(u); }
     static AVOPS_INLINE uint32_t round(float x) { return bits_of(x); }
+    static AVOPS_INLINE uint32_t exact(float x) { return bits_of(x); }
     static AVOPS_INLINE uint32_t dither(float x, uint32_t) { return bits_of(x); }
 };
 
@@ -82,14 +83,17 @@ struct BF16 {
         // even; a carry out of the significand moves on to the next exponent, or to infinity.
         return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     }
-    static AVOPS_INLINE uint32_t dither(float x, uint32_t r) { return (bits_of(x) + (r >> 16)) >> 16; }
+    static AVOPS_INLINE uint32_t exact(float x) { return bits_of(x) >> 16; }
+    static AVOPS_INLINE uint32_t dither(float x, uint32_t r) {
+        return (bits_of(x) + (r >> 16)) >> 16;
+    }
 };
 
 struct F16 {
     static constexpr int64_t size = 2;
     static constexpr uint32_t magnitude = 0x7fffu, infinity = 0x7c00u, nan = 0x7e00u;
     static constexpr int32_t overflow = 0x477ff000;  // 65520
-    static constexpr uint32_t vanish = 0x33000000u;      // 2^-25
+    static constexpr uint32_t vanish = 0x33000000u;  // 2^-25
     typedef stored16 stored;
 
     static AVOPS_INLINE float widen(uint32_t h) {
@@ -113,20 +117,22 @@ struct F16 {
         const uint32_t finite = select(m < 0x38800000, subnormal, normal);
         return ((bits_of(x) >> 16) & 0x8000u) | select(m >= overflow, infinity, finite);
     }
+    static AVOPS_INLINE uint32_t exact(float x) { return round(x); }
     static AVOPS_INLINE uint32_t dither(float x, uint32_t r) {
         const int32_t m = magnitude_of(x);
         const uint32_t u = r >> 19;
         const uint32_t normal = (static_cast<uint32_t>(m) - (112u << 23) + u) >> 13;
         // Units of 2^-37, an ulp of 2^-24 having 2^13 of them; below 2^-14 all are under 2^23.
         const float small = float_of(static_cast<uint32_t>(m < 0x38800000 ? m : 0x38800000));
-        const uint32_t subnormal = (static_cast<uint32_t>(static_cast<int32_t>(small * 0x1p37f)) + u) >> 13;
+        const uint32_t units = static_cast<uint32_t>(static_cast<int32_t>(small * 0x1p37f));
+        const uint32_t subnormal = (units + u) >> 13;
         const uint32_t finite = select(m < 0x38800000, subnormal, normal);
         return ((bits_of(x) >> 16) & 0x8000u) | select(m >= 0x47800000, infinity, finite);
     }
 };
 
-// 32 uniform bits for every index below 2^32, by the two words of a stretch of indices: a mixer of
-// two multiplications, so that it vectorises (constants: C. Wellons, "lowbias32").
+// 32 uniform bits for every index: a mixer of two multiplications, so that it vectorises (constants:
+// C. Wellons, "lowbias32"). one, two: the words of the index's stretch of 2^32.
 AVOPS_INLINE uint32_t uniform(uint32_t index, uint32_t one, uint32_t two) {
     uint32_t x = index ^ one;
     x = (x ^ (x >> 16)) * 0x7feb352du + two;
@@ -134,12 +140,22 @@ AVOPS_INLINE uint32_t uniform(uint32_t index, uint32_t one, uint32_t two) {
     return x ^ (x >> 16);
 }
 
-// The two words for the indices with these high 32 bits (splitmix64's finaliser).
-inline uint64_t stretch_words(uint64_t key, uint64_t high) {
-    uint64_t x = key + (high + 1) * 0x9e3779b97f4a7c15u;
+// index: the low half of an element's; one, two: the words of the stretch it is in.
+struct Stretch {
+    uint32_t index, one, two;
+};
+
+// The words come from splitmix64's finaliser.
+inline Stretch stretch_of(uint64_t key, uint64_t index) {
+    uint64_t x = key + ((index >> 32) + 1) * 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    x ^= x >> 31;
+    return {static_cast<uint32_t>(index), static_cast<uint32_t>(x), static_cast<uint32_t>(x >> 32)};
+}
+
+inline int64_t left_in_stretch(uint64_t index) {
+    return static_cast<int64_t>((uint64_t{1} << 32) - (index & 0xffffffffu));
 }
 
 // The bits of x, with the one NaN for any.

@@ -1,14 +1,16 @@
-// avops: combine and diff in plain C++ loops that compilers vectorise.
+// avops: combine in plain C++ loops that compilers vectorise.
 //
-// Source of the arithmetic: the contracts in avops/kernels/{combine,diff}/__init__.py.
+// Source of the arithmetic: the contract in avops/kernels/combine/__init__.py.
 // Arrays: flat, n elements each, any mix of f32, f16 and bf16, any byte alignment.
 //
-// Work goes in blocks that stay in the L1 cache: widen the base to f32, add term after term to an
-// f32 accumulator, then add base and accumulator, round and store. Any mix of dtypes and kinds runs
-// through 3 + 12 + 9 short loops instead of one loop per mix, and an output block may replace the
-// base block it came from, which has been read by then.
+// The general path goes in blocks that stay in the L1 cache: widen the base to f32, add term after
+// term to an f32 accumulator, then add base and accumulator, round and store. Any mix of dtypes and
+// kinds runs through a few dozen short loops instead of one loop per mix, and an output block may
+// replace the base block it came from, which has been read by then. Common mixes: fused.h.
 #include "avops.h"
 #include "bf16.h"
+#include "blocks.h"
+#include "fused.h"
 #include "threads.h"
 
 #include <algorithm>
@@ -17,39 +19,6 @@
 namespace {
 
 using namespace avops;
-typedef unsigned char byte;
-
-// Elements per block: the two f32 buffers take 4 KiB. Shorter blocks overlap the reading of several
-// streams better, longer ones spend less on loop ends; 256 to 1024 differ by 10 %.
-constexpr int64_t kBlock = 512;
-// Blocks per thread, at least: they take about 180 us (three bf16 terms, AVX-512). A further thread
-// costs 20 to 100 us, with what it takes to bring the data to another core's cache.
-constexpr int64_t kBlocksPerThread = 1024;
-
-template <class T>
-AVOPS_INLINE void widen_block(const byte *from, float *__restrict to, int64_t n) {
-    const typename T::stored *values = reinterpret_cast<const typename T::stored *>(from);
-    for (int64_t i = 0; i < n; ++i) to[i] = T::widen(values[i]);
-}
-
-AVOPS_INLINE void widen_input(avops_input input, int64_t start, float *__restrict to, int64_t n) {
-    const byte *from = static_cast<const byte *>(input.data);
-    switch (input.dtype) {
-        case AVOPS_F32: widen_block<F32>(from + start * F32::size, to, n); break;
-        case AVOPS_F16: widen_block<F16>(from + start * F16::size, to, n); break;
-        default: widen_block<BF16>(from + start * BF16::size, to, n); break;
-    }
-}
-
-// ---------------------------------------------------------------------------- combine
-
-struct Combine {
-    avops_input base;
-    const avops_term *terms;
-    int64_t term_count;
-    avops_output out;
-    avops_rounding rounding;
-};
 
 template <class T, bool kAligned, bool kFirst>
 AVOPS_INLINE void add_block(const byte *from, const float *__restrict base, float lam,
@@ -76,25 +45,30 @@ AVOPS_INLINE void add_term(const avops_term &term, int64_t start, bool first,
     }
 }
 
+// Orders magnitudes from INT32_MIN on, as 1, 2, ...; zero, which is no event, comes last.
+AVOPS_INLINE int32_t order_of(int32_t magnitude) {
+    return static_cast<int32_t>(static_cast<uint32_t>(magnitude) + 0x7fffffffu);
+}
+
 // Rounds base + acc as if no result overflowed, vanished or were NaN; returns whether that was so.
-// Counts inside a block stay in 32 bits, the width of the other lanes.
-template <class T>
+// Counts inside a block stay in 32 bits, the width of the other lanes. kSame: base is of T too.
+template <class T, bool kSame>
 AVOPS_INLINE bool store_plain(const float *__restrict base, const float *__restrict acc,
                               byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    int32_t largest = 0;
-    uint32_t smallest = ~0u;  // of the magnitudes less one: zero, which is no event, comes last
+    int32_t largest = 0, smallest = INT32_MAX;
     uint32_t unchanged = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float sum = base[i] + acc[i];
         const uint32_t bits = T::round(sum);
         const int32_t magnitude = magnitude_of(sum);
         largest = std::max(largest, magnitude);
-        smallest = std::min(smallest, static_cast<uint32_t>(magnitude) - 1u);
-        unchanged += bits == T::round(base[i]);
+        smallest = std::min(smallest, order_of(magnitude));
+        unchanged += bits == (kSame ? T::exact(base[i]) : T::round(base[i]));
         out[i] = static_cast<typename T::stored>(bits);
     }
-    if (largest >= T::overflow || smallest < T::vanish) return false;
+    const int32_t vanished = INT32_MIN + static_cast<int32_t>(T::vanish);
+    if (largest >= T::overflow || smallest < vanished) return false;
     counts.unchanged += unchanged;
     return true;
 }
@@ -133,16 +107,16 @@ AVOPS_INLINE void store_counted(const float *__restrict base, const float *__res
     tally.into(counts);
 }
 
-// n elements whose indices share their high 32 bits; low: those of the first.
+// n elements of one stretch.
 template <class T>
 AVOPS_INLINE void store_dithered(const float *__restrict base, const float *__restrict sums,
-                                 byte *__restrict to, int64_t n, uint32_t low, uint64_t words,
+                                 byte *__restrict to, int64_t n, Stretch stretch,
                                  avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    const uint32_t one = static_cast<uint32_t>(words), two = static_cast<uint32_t>(words >> 32);
     Tally<T> tally;
     for (int64_t i = 0; i < n; ++i) {
-        const uint32_t r = uniform(low + static_cast<uint32_t>(i), one, two);
+        const uint32_t index = stretch.index + static_cast<uint32_t>(i);
+        const uint32_t r = uniform(index, stretch.one, stretch.two);
         const bool nan = magnitude_of(sums[i]) > 0x7f800000;
         const uint32_t bits = select(nan, T::nan, T::dither(sums[i], r));
         tally.add(base[i], sums[i], bits);
@@ -158,11 +132,9 @@ AVOPS_INLINE void dither(const Combine &job, int64_t start, const float *__restr
     byte *to = static_cast<byte *>(job.out.data) + start * T::size;
     for (int64_t done = 0; done < n;) {
         const uint64_t index = static_cast<uint64_t>(job.rounding.start + start + done);
-        const int64_t left = static_cast<int64_t>((uint64_t{1} << 32) - (index & 0xffffffffu));
-        const int64_t part = std::min(n - done, left);
+        const int64_t part = std::min(n - done, left_in_stretch(index));
         store_dithered<T>(base + done, acc + done, to + done * T::size, part,
-                          static_cast<uint32_t>(index), stretch_words(job.rounding.key, index >> 32),
-                          counts);
+                          stretch_of(job.rounding.key, index), counts);
         done += part;
     }
 }
@@ -184,75 +156,45 @@ template <class T>
 AVOPS_INLINE void store(const Combine &job, int64_t start, const float *__restrict base,
                         float *__restrict acc, int64_t n, avops_combine_counts &counts) {
     byte *to = static_cast<byte *>(job.out.data) + start * T::size;
-    if (job.rounding.dither) dither<T>(job, start, base, acc, n, counts);
-    else if (job.term_count == 0) store_base<T>(base, to, n, counts);
-    else if (!store_plain<T>(base, acc, to, n, counts)) store_counted<T>(base, acc, to, n, counts);
+    if (job.rounding.dither) return dither<T>(job, start, base, acc, n, counts);
+    if (job.term_count == 0) return store_base<T>(base, to, n, counts);
+    const bool plain = job.base.dtype == job.out.dtype
+                           ? store_plain<T, true>(base, acc, to, n, counts)
+                           : store_plain<T, false>(base, acc, to, n, counts);
+    if (!plain) store_counted<T>(base, acc, to, n, counts);
+}
+
+// The general path, for n <= kBlock elements.
+AVOPS_INLINE void combine_block(const Combine &job, int64_t start, int64_t n,
+                                avops_combine_counts &counts) {
+    alignas(64) float base[kBlock];
+    alignas(64) float acc[kBlock];
+    widen_input(job.base, start, base, n);
+    for (int64_t k = 0; k < job.term_count; ++k) {
+        const avops_term &term = job.terms[k];
+        switch (term.values.dtype) {
+            case AVOPS_F32: add_term<F32>(term, start, k == 0, base, acc, n); break;
+            case AVOPS_F16: add_term<F16>(term, start, k == 0, base, acc, n); break;
+            default: add_term<BF16>(term, start, k == 0, base, acc, n); break;
+        }
+    }
+    switch (job.out.dtype) {
+        case AVOPS_F32: store<F32>(job, start, base, acc, n, counts); break;
+        case AVOPS_F16: store<F16>(job, start, base, acc, n, counts); break;
+        default: store<BF16>(job, start, base, acc, n, counts); break;
+    }
 }
 
 AVOPS_CLONES
 avops_combine_counts combine_range(const Combine &job, int64_t first, int64_t last) {
-    alignas(64) float base[kBlock];
-    alignas(64) float acc[kBlock];
     avops_combine_counts counts = {0, 0, 0, 0};
-    for (int64_t start = first; start < last; start += kBlock) {
-        const int64_t n = std::min(kBlock, last - start);
-        widen_input(job.base, start, base, n);
-        for (int64_t k = 0; k < job.term_count; ++k) {
-            const avops_term &term = job.terms[k];
-            switch (term.values.dtype) {
-                case AVOPS_F32: add_term<F32>(term, start, k == 0, base, acc, n); break;
-                case AVOPS_F16: add_term<F16>(term, start, k == 0, base, acc, n); break;
-                default: add_term<BF16>(term, start, k == 0, base, acc, n); break;
-            }
-        }
-        switch (job.out.dtype) {
-            case AVOPS_F32: store<F32>(job, start, base, acc, n, counts); break;
-            case AVOPS_F16: store<F16>(job, start, base, acc, n, counts); break;
-            default: store<BF16>(job, start, base, acc, n, counts); break;
-        }
-    }
-    return counts;
-}
-
-// ------------------------------------------------------------------------------- diff
-
-struct Diff {
-    avops_input base;
-    avops_input aligned;
-    avops_output out;
-};
-
-template <class T>
-AVOPS_INLINE void store_difference(const Diff &job, int64_t start, const float *__restrict base,
-                                   const float *__restrict aligned, int64_t n,
-                                   avops_diff_counts &counts) {
-    byte *to = static_cast<byte *>(job.out.data) + start * T::size;
-    typename T::stored *__restrict out = reinterpret_cast<typename T::stored *>(to);
-    uint32_t nonfinite = 0, zeros = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const uint32_t bits = narrow<T>(aligned[i] - base[i]);
-        nonfinite += (bits & T::infinity) == T::infinity;
-        zeros += (bits & T::magnitude) == 0;
-        out[i] = static_cast<typename T::stored>(bits);
-    }
-    counts.nonfinite += nonfinite;
-    counts.zeros += zeros;
-}
-
-AVOPS_CLONES
-avops_diff_counts diff_range(const Diff &job, int64_t first, int64_t last) {
-    alignas(64) float base[kBlock];
-    alignas(64) float aligned[kBlock];
-    avops_diff_counts counts = {0, 0};
-    for (int64_t start = first; start < last; start += kBlock) {
-        const int64_t n = std::min(kBlock, last - start);
-        widen_input(job.base, start, base, n);
-        widen_input(job.aligned, start, aligned, n);
-        switch (job.out.dtype) {
-            case AVOPS_F32: store_difference<F32>(job, start, base, aligned, n, counts); break;
-            case AVOPS_F16: store_difference<F16>(job, start, base, aligned, n, counts); break;
-            default: store_difference<BF16>(job, start, base, aligned, n, counts); break;
-        }
+    const int64_t step = fused_step(job);
+    for (int64_t start = first; start < last;) {
+        const int64_t end = step ? std::min(start + kFused, last) : last;
+        if (step) start += combine_fused(job, step, start, end - start, counts);
+        for (; start < end; start += kBlock)
+            combine_block(job, start, std::min(kBlock, end - start), counts);
+        start = end;
     }
     return counts;
 }
@@ -273,19 +215,6 @@ avops_combine_counts avops_combine(avops_input base, const avops_term *terms, in
         flushed += counts.flushed;
     });
     return {nonfinite, unchanged, overflowed, flushed};
-}
-
-avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,
-                             int32_t threads) {
-    const Diff job = {base, aligned, out};
-    std::atomic<int64_t> nonfinite{0}, zeros{0};
-    split(n, kBlock, kBlock * kBlocksPerThread, threads, [&](int64_t first, int64_t last) {
-        const DefaultFloatMode mode;
-        const avops_diff_counts counts = diff_range(job, first, last);
-        nonfinite += counts.nonfinite;
-        zeros += counts.zeros;
-    });
-    return {nonfinite, zeros};
 }
 
 const char *avops_variant(void) {

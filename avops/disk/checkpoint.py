@@ -194,8 +194,8 @@ def _check_index(weight_map: Mapping[str, str], found: Mapping[str, str], where:
     for name in sorted(weight_map.keys() | found.keys()):
         if weight_map.get(name) != found.get(name):
             raise CheckpointError(
-                f"{where}: tensor {shown(name)} is in {found.get(name) or 'no shard'}, but the index "
-                f"says {weight_map.get(name) or 'nothing of it'}: the index is stale"
+                f"{where}: tensor {shown(name)} is in {found.get(name) or 'no shard'}, but the "
+                f"index says {weight_map.get(name) or 'nothing of it'}: the index is stale"
             )
 
 

@@ -150,7 +150,8 @@ def _is_of(fd: int, plan_id: str) -> bool:
     """Whether the open file begins as the journal of that plan."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return False
-    return bool(_value(os.pread(fd, _HEAD, 0).partition(b"\n")[0]) == _head(plan_id))
+    head, end, _ = os.pread(fd, _HEAD, 0).partition(b"\n")
+    return bool(end) and bool(_value(head) == _head(plan_id))
 
 
 def _entries(fd: int) -> dict[tuple[int, int], Any]:

@@ -27,7 +27,8 @@ class StagedFile:
     """
 
     def __init__(self, path: Path, size: int, *, exists: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (0 if exists else os.O_CREAT | os.O_EXCL)
+        new = os.O_NOFOLLOW if exists else os.O_CREAT | os.O_EXCL
+        flags = os.O_RDWR | os.O_CLOEXEC | new
         self._fd = os.open(path, flags, 0o666)
         self._direct, self._go_direct = -1, False
         try:

@@ -12,10 +12,14 @@ from avops.kernels.rounding import narrow
 BLOCK = 512
 TWO_THREADS = 2 * 1024 * BLOCK
 
+# Elements in one pass of the fused kernels (all of one 16-bit dtype), and terms at most.
+FUSED = 2048
+FUSED_TERMS = 4
+
 # 0, 1, primes, and one around every vector width, block and thread boundary.
 LENGTHS = (
     *(0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 127),
-    *(BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 1999, 8191),
+    *(BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 1999, FUSED + 1, 8191),
     *(TWO_THREADS - 1, TWO_THREADS + 1),
 )
 

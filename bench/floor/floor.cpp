@@ -3,25 +3,21 @@
 //
 //     floor PLAN OUT [option=value ...]
 //
-// PLAN, written by bench/floor.py, has one item a line: `lam X`; `input PATH`; `output SIZE NAME`,
-// followed by what its bytes are: `copy AT BYTES FILE OFFSET` or `merge AT ELEMENTS FILE OFFSET ...`
-// (base first, then one aligned checkpoint per lam); `side NAME PATH` for small files.
+// PLAN, written by bench/floor/__init__.py, has one item a line: `lam X`; `input PATH`; `output SIZE
+// NAME`, followed by what its bytes are: `copy AT BYTES FILE OFFSET` or `merge AT ELEMENTS FILE OFFSET
+// ...` (base first, then one aligned checkpoint per lam); `side NAME PATH` for small files.
 //
 // Each thread takes a window of an output, reads what it is made of, combines piece by piece into a
 // buffer and writes that. What is in the page cache is read from there, everything else directly.
 #include <fcntl.h>
-#include <linux/types.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
-#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -31,109 +27,20 @@
 #include <vector>
 
 #include "combine.h"
+#include "input.h"
 
 namespace {
 
-constexpr int64_t PAGE = 4096, REGION = 16 << 20, HUGE_PAGE = 2 << 20;
 constexpr int DONTCACHE = 0x80;  // RWF_DONTCACHE, Linux 6.14
 
+// threads; window, piece (KiB): what is written, and what is read and combined, at once.
+// read: auto, buffered, direct, mmap, or none (only write). write: direct, buffered, dontcache, or none
+// (only read). huge: buffers on large pages. sync: each file as soon as it is whole, or all at the end.
 struct Options {
-    // Sizes in KiB. window and piece: for cached input; direct: the window for uncached input.
-    std::map<std::string, std::string> text = {
-        {"threads", "4"}, {"direct_threads", "8"}, {"window", "1024"}, {"piece", "128"},
-        {"direct", "4096"}, {"read", "auto"}, {"write", "direct"}, {"huge", "1"}, {"sync", "early"}};
+    std::map<std::string, std::string> text = {{"threads", "4"},   {"window", "1024"},   {"piece", "128"},
+                                               {"read", "auto"},   {"write", "direct"},  {"huge", "1"},
+                                               {"sync", "early"}};
     int64_t number(const char *name) const { return std::stoll(text.at(name)); }
-};
-
-[[noreturn]] void fail(const std::string &what) {
-    std::fprintf(stderr, "floor: %s: %s\n", what.c_str(), std::strerror(errno));
-    std::_Exit(1);
-}
-
-int64_t down(int64_t x) { return x & ~(PAGE - 1); }
-int64_t up(int64_t x) { return down(x + PAGE - 1); }
-
-uint8_t *memory(int64_t bytes, bool huge) {
-    const int64_t size = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    void *raw = mmap(nullptr, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) fail("memory");
-    const auto start = (reinterpret_cast<uintptr_t>(raw) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    auto *found = reinterpret_cast<uint8_t *>(start);
-    if (huge) madvise(found, size, MADV_HUGEPAGE);
-    return found;
-}
-
-class Input {
-  public:
-    Input(const std::string &path, const std::string &how) : how_(how), path_(path) {
-        fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-        if (fd_ < 0) fail(path);
-        struct stat status;
-        if (fstat(fd_, &status) != 0) fail(path);
-        size_ = status.st_size;
-        regions_ = std::make_unique<std::atomic<int8_t>[]>(size_ / REGION + 1);
-        if (how == "mmap") {
-            map_ = static_cast<uint8_t *>(mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd_, 0));
-            if (map_ == MAP_FAILED) fail(path);
-        }
-    }
-
-    bool cached(int64_t offset) {
-        if (how_ != "auto") return how_ != "direct";
-        std::atomic<int8_t> &state = regions_[offset / REGION];
-        if (state.load(std::memory_order_relaxed) == 0) {
-            const uint64_t start = offset / REGION * REGION;
-            const uint64_t range[2] = {start, std::min<uint64_t>(REGION, size_ - start)};
-            uint64_t counts[5] = {};
-            const bool known = syscall(451, fd_, range, counts, 0) == 0;  // cachestat
-            const uint64_t pages = (range[1] + PAGE - 1) / PAGE;
-            state = !known || counts[0] >= pages * 9 / 10 ? 1 : -1;
-        }
-        return state > 0;
-    }
-
-    // Where the bytes are: in the mapping, or read into `buffer` through the page cache.
-    const uint8_t *get(uint8_t *buffer, int64_t offset, int64_t bytes) const {
-        if (map_ == nullptr) {
-            for (int64_t done = 0; done < bytes;) {
-                const ssize_t got = pread(fd_, buffer + done, bytes - done, offset + done);
-                if (got <= 0) fail("read " + path_);
-                done += got;
-            }
-            return buffer;
-        }
-        // Populating maps a whole range at once, several times cheaper than fault by fault.
-        madvise(map_ + down(offset), up(offset + bytes) - down(offset), 22 /* MADV_POPULATE_READ */);
-        return map_ + offset;
-    }
-
-    void release(int64_t offset, int64_t bytes) const {
-        if (map_ != nullptr) madvise(map_ + down(offset), up(offset + bytes) - down(offset), MADV_DONTNEED);
-    }
-
-    const uint8_t *get_direct(uint8_t *buffer, int64_t offset, int64_t bytes) {
-        int fd = direct_.load(std::memory_order_acquire);
-        if (fd < 0) {
-            fd = open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-            if (fd < 0) fail("direct open " + path_);
-            direct_ = fd;  // Two threads may both open it: harmless.
-        }
-        const int64_t start = down(offset), end = up(offset + bytes);
-        for (int64_t at = start; at < offset + bytes;) {
-            const ssize_t got = pread(fd, buffer + (at - start), end - at, at);
-            if (got <= 0) fail("direct read " + path_);
-            at += got;
-        }
-        return buffer + (offset - start);
-    }
-
-  private:
-    std::string how_, path_;
-    int fd_ = -1;
-    std::atomic<int> direct_{-1};
-    int64_t size_ = 0;
-    uint8_t *map_ = nullptr;
-    std::unique_ptr<std::atomic<int8_t>[]> regions_;
 };
 
 struct Range {
@@ -163,14 +70,12 @@ struct Window {
 class Floor {
   public:
     Floor(const std::string &plan, const std::string &out, const Options &options)
-        : options_(options), out_(out), staging_(out + ".partial"), write_(options.text.at("write")) {
+        : threads_(options.number("threads")), window_(options.number("window") << 10),
+          piece_(options.number("piece") << 10), huge_(options.number("huge") != 0),
+          early_(options.text.at("sync") == "early"), read_(options.text.at("read")),
+          write_(options.text.at("write")), out_(out), staging_(out + ".partial") {
         if (mkdir(staging_.c_str(), 0777) != 0) fail(staging_);
         read_plan(plan);
-        bool warm = true;
-        for (auto &input : inputs_) warm = warm && input->cached(0);
-        threads_ = options.number(warm ? "threads" : "direct_threads");
-        window_ = options.number(warm ? "window" : "direct") << 10;
-        piece_ = options.number("piece") << 10;
         for (auto &output : outputs_) prepare(*output);
     }
 
@@ -179,7 +84,7 @@ class Floor {
         for (int64_t i = 0; i < threads_; ++i) crew.emplace_back([this] { work(); });
         for (auto &thread : crew) thread.join();
         for (auto &output : outputs_)
-            if (options_.text.at("sync") == "late" && fdatasync(output->fd) != 0) fail("sync");
+            if (!early_ && fdatasync(output->fd) != 0) fail("sync");
         sync_directory(staging_);
         if (rename(staging_.c_str(), out_.c_str()) != 0) fail("rename");
         const size_t slash = out_.rfind('/');
@@ -198,7 +103,7 @@ class Floor {
                 lams_.push_back(std::strtof(path.c_str(), nullptr));
             } else if (kind == "input") {
                 std::getline(words >> std::ws, path);
-                inputs_.push_back(std::make_unique<Input>(path, options_.text.at("read")));
+                inputs_.push_back(std::make_unique<Input>(path, read_));
             } else if (kind == "output") {
                 outputs_.push_back(std::make_unique<Output>());
                 words >> outputs_.back()->size >> outputs_.back()->name;
@@ -242,14 +147,14 @@ class Floor {
     void work() {
         const int64_t slot = up(window_) + 2 * PAGE, files = int64_t(lams_.size()) + 1;
         // Cached input needs a piece for each file, uncached input a window.
-        uint8_t *out = memory(slot * (1 + files), options_.number("huge") != 0);
+        uint8_t *out = memory(slot * (1 + files), huge_);
         for (size_t i; (i = next_.fetch_add(1)) < windows_.size();) {
             const Window &window = windows_[i];
             for (const Segment &segment : window.output->segments)
-                if (segment.at < window.end && segment.at + segment.bytes > window.start)
+                if (read_ != "none" && segment.at < window.end && segment.at + segment.bytes > window.start)
                     fill(window, segment, out, out + slot, slot);
-            put(window, out);
-            if (--window.output->left == 0 && options_.text.at("sync") == "early")
+            if (write_ != "none") put(window, out);
+            if (--window.output->left == 0 && early_)
                 if (fdatasync(window.output->fd) != 0) fail("sync");
         }
     }
@@ -275,6 +180,7 @@ class Floor {
                 in[k] = reinterpret_cast<const uint16_t *>(found);
             }
             uint8_t *target = out + (first - window.start) + done;
+            if (write_ == "none") continue;
             if (segment.merge) combine_(in, lams_.data(), reinterpret_cast<uint16_t *>(target), bytes / 2);
             else std::memcpy(target, in[0], bytes);
             for (int k = 0; k < files; ++k)
@@ -300,15 +206,15 @@ class Floor {
         close(fd);
     }
 
-    const Options &options_;
-    std::string out_, staging_, write_;
+    const int64_t threads_, window_, piece_;
+    const bool huge_, early_;
+    const std::string read_, write_, out_, staging_;
     std::vector<float> lams_;
     std::vector<std::unique_ptr<Input>> inputs_;
     std::vector<std::unique_ptr<Output>> outputs_;
     std::vector<Window> windows_;
     std::atomic<size_t> next_{0};
     Combine combine_ = nullptr;
-    int64_t threads_ = 1, window_ = 0, piece_ = 0;
 };
 
 }  // namespace

@@ -18,7 +18,7 @@ import safetensors
 from avops.disk import open_checkpoint
 from avops.dtypes import DTYPES
 from avops.errors import CheckpointError
-from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, reason, shorten
+from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, Watch, reason, shorten
 from bench.fuzzing.tokens import Array, Object, Token, dump, gaps, garble, spelled
 
 # Tensors by name: dtype, shape, bytes.
@@ -55,22 +55,30 @@ def read_safetensors(raw: bytes) -> Tensors | None:
     return {n: (t["dtype"], tuple(t["shape"]), bytes(t["data"])) for n, t in tensors}
 
 
-def check(raw: bytes, directory: Path, reader: Reader | None = None) -> Outcome:
+def check(
+    raw: bytes, directory: Path, reader: Reader | None = None, watch: Watch | None = None
+) -> Outcome:
     """What both make of the file ``raw``, which is left in ``directory``.
 
     An exception that is no CheckpointError is a failure; so is accepting what the package
-    rejects, and reading something else.
+    rejects, reading something else, and opening another file.
     """
     path = directory / f"input{SUFFIX}"
     path.write_bytes(raw)
+    if watch:
+        watch.start()
     try:
-        ours = (reader or read_avops)(path)
+        ours: Tensors | None = (reader or read_avops)(path)
+        why = ""
     except CheckpointError as error:
-        theirs = read_safetensors(raw)
-        return Outcome(NEITHER if theirs is None else STRICTER, reason(str(error)))
+        ours, why = None, reason(str(error))
     except Exception as error:
         return Outcome(FAILURE, f"raised {type(error).__name__}")
+    if watch and set(watch.stop()) != {str(path)}:
+        return Outcome(FAILURE, "opened another file")
     theirs = read_safetensors(raw)
+    if ours is None:
+        return Outcome(NEITHER if theirs is None else STRICTER, why)
     if theirs is None:
         return Outcome(FAILURE, "accepted, but the package rejects it")
     if theirs != ours:
@@ -162,6 +170,10 @@ def _entries(table: Object) -> list[Object]:
     ]
 
 
+def _is_short(text: str) -> bool:
+    return text.isdecimal() and len(text) < 100
+
+
 def _number(rng: random.Random, table: Object) -> None:
     arrays = [token for token in _containers(table, []) if isinstance(token, Array) and token.items]
     if not arrays:
@@ -169,7 +181,7 @@ def _number(rng: random.Random, table: Object) -> None:
     array = rng.choice(arrays)
     at = rng.randrange(len(array.items))
     old = array.items[at]
-    if isinstance(old, str) and old.isdecimal() and rng.random() < 0.6:
+    if isinstance(old, str) and _is_short(old) and rng.random() < 0.6:
         change = rng.choice((-1, 1, -4, 4, 2**32, 2**64, int(old), -int(old)))
         array.items[at] = str(int(old) + change)
     else:
@@ -220,9 +232,10 @@ def _respell(rng: random.Random, table: Object) -> None:
     if objects:
         member = rng.choice(rng.choice(objects).items)
         try:
-            member[0] = spelled(rng, json.loads(member[0]))
+            key = json.loads(member[0])
+            member[0] = spelled(rng, key if isinstance(key, str) else repr(key))
         except ValueError:
-            member[0] = "".join((member[0], rng.choice(("", " ", '"'))))
+            member[0] += rng.choice(("", " ", '"'))
 
 
 def _dtype(rng: random.Random, table: Object) -> None:
@@ -245,7 +258,7 @@ def _offsets(rng: random.Random, table: Object) -> None:
     by = rng.choice((-8, -4, -1, 1, 4, 8, 2**32, 2**63))
     some = ranges[rng.randrange(len(ranges)) :]
     for one in some if rng.random() < 0.5 else some[:1]:
-        one[:] = [str(int(x) + by) if x.isdecimal() else x for x in one]
+        one[:] = [str(int(x) + by) if _is_short(x) else x for x in one]
 
 
 def _metadata(rng: random.Random, table: Object) -> None:
@@ -277,6 +290,11 @@ _TREE = (
 )  # fmt: skip
 
 
+def assemble(text: bytes, data: bytes, length: int | None = None) -> bytes:
+    """A file whose first 8 bytes say ``length``, by default that of the header's text."""
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
 def generate(rng: random.Random) -> bytes:
     """One file."""
     table, size = layout(rng)
@@ -296,11 +314,11 @@ def generate(rng: random.Random) -> bytes:
         length = rng.choice((0, 1, 7, length - 1, length + 1, length + size, 2**63, 2**64 - 1))
     if rng.random() < 0.05:
         data = rng.choice((data[:-1], data + b"x", b"", data + bytes(100)))
-    raw = struct.pack("<Q", max(length, 0)) + text + data
+    raw = assemble(text, data, max(length, 0))
     return raw[: rng.randint(0, len(raw))] if rng.random() < 0.02 else raw
 
 
-def minimise(raw: bytes, fails: Callable[[bytes], bool], tries: int = 1000) -> bytes:
+def minimise(raw: bytes, fails: Callable[[bytes], bool]) -> bytes:
     """A smaller file that still fails; how far the stated length is off stays as it is."""
     if len(raw) < 8:
         return raw
@@ -309,8 +327,8 @@ def minimise(raw: bytes, fails: Callable[[bytes], bool], tries: int = 1000) -> b
     off, text, data = stated - length, raw[8 : 8 + length], raw[8 + length :]
 
     def built(text: bytes, data: bytes) -> bytes:
-        return struct.pack("<Q", len(text) + off) + text + data
+        return assemble(text, data, len(text) + off)
 
-    text = shorten(text, lambda shorter: fails(built(shorter, data)), tries)
-    data = shorten(data, lambda shorter: fails(built(text, shorter)), tries)
+    text = shorten(text, lambda shorter: fails(built(shorter, data)))
+    data = shorten(data, lambda shorter: fails(built(text, shorter)))
     return built(text, data)

@@ -13,14 +13,13 @@ import random
 import re
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from avops.disk import open_checkpoint
 from avops.errors import CheckpointError
-from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, reason, shorten
+from bench.fuzzing.outcome import BOTH, FAILURE, NEITHER, STRICTER, Outcome, Watch, reason, shorten
 from bench.fuzzing.tokens import Array, Object, Token, dump, gaps, garble, spelled
 
 # The file of every tensor.
@@ -130,26 +129,13 @@ def read_plainly(raw: bytes) -> Files | None:
     return files if fits else None
 
 
-class Watch:
-    """The paths that this process opens while it is active; for the rest of its life it listens."""
-
-    def __init__(self) -> None:
-        self.active, self.paths = False, list[str]()
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.active and event == "open" and isinstance(args[0], str | os.PathLike):
-            self.paths.append(os.fspath(args[0]))
-
-
 def check(
     raw: bytes, directory: Path, reader: Reader | None = None, watch: Watch | None = None
 ) -> Outcome:
     """What opening ``directory`` with the index ``raw`` gives, against its plain reading."""
     (directory / INDEX).write_bytes(raw)
     if watch:
-        watch.paths.clear()
-        watch.active = True
+        watch.start()
     try:
         ours: Files | None = (reader or read_avops)(directory)
         why = ""
@@ -157,10 +143,8 @@ def check(
         ours, why = None, _FILE_NAME.sub("FILE", reason(str(error)))
     except Exception as error:
         return Outcome(FAILURE, f"raised {type(error).__name__}")
-    finally:
-        if watch:
-            watch.active = False
-    if watch and any(os.path.dirname(path) != str(directory) for path in watch.paths):
+    opened = watch.stop() if watch else []
+    if any(os.path.dirname(path) != str(directory) for path in opened):
         return Outcome(FAILURE, "opened a path outside the directory")
     theirs = read_plainly(raw)
     if ours is None:

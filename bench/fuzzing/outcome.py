@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BOTH, NEITHER, STRICTER, FAILURE = "both accept", "both reject", "only the other accepts", "FAILURE"
 
@@ -14,6 +16,26 @@ class Outcome(NamedTuple):
 
     verdict: str
     reason: str
+
+
+class Watch:
+    """The paths that this process opens between start and stop. It stays until the process ends."""
+
+    def __init__(self) -> None:
+        self._active, self._paths = False, list[str]()
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._active and event == "open" and isinstance(args[0], str | os.PathLike):
+            self._paths.append(os.fspath(args[0]))
+
+    def start(self) -> None:
+        self._paths.clear()
+        self._active = True
+
+    def stop(self) -> list[str]:
+        self._active = False
+        return self._paths
 
 
 def reason(message: str) -> str:
@@ -33,17 +55,15 @@ def reason(message: str) -> str:
     text = re.sub(
         r"has the shape .*", "has a shape that is no list of numbers", text, flags=re.DOTALL
     )
-    text = re.sub(r"(?<![\w^-])-?\d+(\.\d+)?(e[+-]\d+)?", "N", text)
-    return text[:90]
+    return re.sub(r"(?<![\w^-])-?\d+(\.\d+)?(e[+-]\d+)?", "N", text)
 
 
-def shorten(data: bytes, fails: Callable[[bytes], bool], tries: int = 1000) -> bytes:
+def shorten(data: bytes, fails: Callable[[bytes], bool]) -> bytes:
     """``data`` without the pieces that its failure does not need: halves first, then less."""
     step = max(1, len(data) // 2)
     while step:
         at = 0
-        while at < len(data) and tries > 0:
-            tries -= 1
+        while at < len(data):
             shorter = data[:at] + data[at + step :]
             if fails(shorter):
                 data = shorter

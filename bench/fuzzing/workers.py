@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import random
 import signal
 import tempfile
@@ -21,13 +22,13 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from bench.fuzzing import headers, indexes
-from bench.fuzzing.indexes import Watch
-from bench.fuzzing.outcome import FAILURE, Outcome
+from bench.fuzzing.outcome import FAILURE, Outcome, Watch
 
 KINDS: dict[str, Any] = {"headers": headers, "indexes": indexes}
 # A process reports this often, and one that has been silent for so long over its limit is killed.
 REPORT, GRACE = 0.2, 10.0
-MOST_FAILURES = 20
+# A run ends when it has found so much; an input that ends its process takes long to make smaller.
+MOST_FAILURES, MOST_ENDS = 20, 4
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -35,8 +36,8 @@ _SPAWN = multiprocessing.get_context("spawn")
 class Job:
     """Inputs ``first``, ``first + step``, … below ``stop``, without ``skip``.
 
-    limit: seconds for one input. subject: ``module:function`` of a reader to test in avops's
-    place.
+    limit: seconds for one input. shrink: seconds to spend on making a failing one smaller.
+    subject: ``module:function`` of a reader to test in avops's place.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Job:
     stop: int
     step: int = 1
     limit: float = 2.0
+    shrink: float = 20.0
     subject: str = ""
     skip: frozenset[int] = frozenset()
 
@@ -103,8 +105,14 @@ class Checker:
 
     def minimise(self, raw: bytes, outcome: Outcome) -> bytes:
         """A smaller input with the same outcome."""
-        smaller: bytes = KINDS[self._job.kind].minimise(raw, lambda some: self(some) == outcome)
-        return smaller
+        return _minimise(self._job, raw, lambda some: self(some) == outcome)
+
+
+def _minimise(job: Job, raw: bytes, fails: Callable[[bytes], bool]) -> bytes:
+    end = time.monotonic() + job.shrink
+    minimise = KINDS[job.kind].minimise
+    smaller: bytes = minimise(raw, lambda some: time.monotonic() < end and fails(some))
+    return smaller
 
 
 def _work(job: Job, pipe: Connection, at: Any) -> None:
@@ -130,7 +138,8 @@ def _work(job: Job, pipe: Connection, at: Any) -> None:
 
 
 def _probe(job: Job, raw: bytes) -> None:
-    """A process that meets one input."""
+    """A process that meets one input; what it says as it ends has been said before."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with place(job.kind) as directory:
         Checker(job, directory)(raw)
 
@@ -201,7 +210,7 @@ class _Runner:
         if number < 0:
             raise SystemExit(f"a fuzzing process could not start ({why})")
         raw = self.job.make(number)
-        smaller = KINDS[self.job.kind].minimise(raw, lambda some: _dies(self.job, some), 40)
+        smaller = _minimise(self.job, raw, lambda some: _dies(self.job, some))
         self.job = replace(self.job, skip=self.job.skip | {number})
         self._start()
         return Failure(number, why, smaller)
@@ -209,6 +218,11 @@ class _Runner:
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+def _enough(failures: list[Failure], runners: list[_Runner]) -> bool:
+    ends = sum(len(runner.job.skip) for runner in runners)
+    return len(failures) >= MOST_FAILURES or ends >= MOST_ENDS
 
 
 def run(
@@ -222,7 +236,7 @@ def run(
     failures: list[Failure] = []
     runners = [_Runner(replace(job, first=job.first + i, step=jobs)) for i in range(jobs)]
     try:
-        while not all(runner.done for runner in runners) and len(failures) < MOST_FAILURES:
+        while not all(runner.done for runner in runners) and not _enough(failures, runners):
             wait([runner.pipe for runner in runners if not runner.done], timeout=1.0)
             for runner in runners:
                 for news in () if runner.done else runner.receive():

@@ -21,8 +21,7 @@ DEEP = 100_000
 class Attack:
     """One file: written by ``write`` if given, else made of ``header`` and ``data``.
 
-    length: what the first 8 bytes say; default the header's length. large: the header has about
-    100 MB, so that the file is made and opened in a process of its own.
+    length: what the first 8 bytes say; default the header's length.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Attack:
     data: bytes = bytes(4)
     length: int | None = None
     write: Callable[[Path], None] | None = None
-    large: bool = False
 
     def make(self, path: Path) -> None:
         if self.write:
@@ -170,7 +168,8 @@ SYNTAX = [
            fields('"data_offsets":[0,4],"shape":[1],"dtype":"F32"')),
     Attack("fields with escapes", None, ONE.replace(b"dtype", b"d\\u0074ype")),
     Attack("100,000 brackets deep in a tensor", "is a list", b'{"a":' + b"[" * DEEP),
-    Attack("100,000 objects deep in a tensor", "nested too deeply|longer than", b'{"a":' + b'{"a":' * DEEP),
+    Attack("100,000 objects deep in a tensor", "nested too deeply|longer than",
+           b'{"a":' + b'{"a":' * DEEP),
     Attack("9,000 brackets deep in a shape", "nested too deeply",
            one(shape="[" * 4500 + "]" * 4500)),
     Attack("100,000 brackets deep in a shape", "longer than 10000|too deep",
@@ -187,7 +186,8 @@ DUPLICATES = [
         ('"a"', entry()), ('"a"', entry(shape="[0]", offsets="[4,4]")))),
     Attack("dtype twice", "duplicate key 'dtype'", fields('"dtype":"F32",' + entry()[1:-1])),
     Attack("shape twice", "duplicate key 'shape'", fields('"shape":[1],' + entry()[1:-1])),
-    Attack("offsets twice", "duplicate key 'data_", fields(entry()[1:-1] + ',"data_offsets":[0,4]')),
+    Attack("offsets twice", "duplicate key 'data_",
+           fields(entry()[1:-1] + ',"data_offsets":[0,4]')),
     Attack("metadata twice", "duplicate key '__meta", members(
         ('"__metadata__"', "{}"), ('"__metadata__"', "{}"), ('"a"', entry()))),
     Attack("metadata in two spellings", "duplicate key '__meta", members(
@@ -244,7 +244,8 @@ NUMBERS = [
 ]  # fmt: skip
 
 DTYPES = [
-    Attack(f"dtype {text[:24]} {shape} {len(text)}", pattern, one(dtype=text, shape=shape, offsets=f"[0,{n}]"), bytes(n))
+    Attack(f"dtype {text[:24]} {shape} {len(text)}", pattern,
+           one(dtype=text, shape=shape, offsets=f"[0,{n}]"), bytes(n))
     for text, shape, n, pattern in [
         ('"F33"', "[1]", 4, "unknown dtype 'F33'"), ('"f32"', "[1]", 4, "unknown dtype 'f32'"),
         ('""', "[1]", 4, "unknown dtype ''"), ('" F32"', "[1]", 4, "unknown dtype"),
@@ -339,7 +340,8 @@ def many_tensors(count: int) -> Callable[[Path], None]:
 
     def entries() -> Iterator[str]:
         for i in range(count):
-            yield f'"model.layers.{i}.weight":{entry(chr(34) + "U8" + chr(34), "[1]", f"[{i},{i + 1}]")}'
+            value = entry('"U8"', "[1]", f"[{i},{i + 1}]")
+            yield f'"model.layers.{i}.weight":{value}'
 
     def write(path: Path) -> None:
         header = ("{" + ",".join(entries()) + "}").encode()
@@ -352,7 +354,7 @@ def many_tensors(count: int) -> Callable[[Path], None]:
 
 SHAPE_OF = b'{"a":{"dtype":"U8","shape":['
 LARGE = [
-    Attack(name, pattern, write=write, large=True)
+    Attack(name, pattern, write=write)
     for name, pattern, write in [
         ("100 MB of zero bytes", "does not start", _sparse(LIMIT)),
         ("100 MB and one byte", "length 100000001, expected", _sparse(LIMIT + 1)),

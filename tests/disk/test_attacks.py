@@ -27,7 +27,7 @@ def peer(path: Path) -> dict[str, tuple[str, list[int]]] | None:
     """Dtype and shape of every tensor as the package reads the file; None when it rejects it."""
     try:
         with safetensors.safe_open(path, "np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
     except safetensors.SafetensorError:
         return None

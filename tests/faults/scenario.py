@@ -130,9 +130,10 @@ def _set_up(scenario: Scenario, result: Result) -> None:
 def _watch_windows(scenario: Scenario, result: Result) -> None:
     """Count the windows that are computed, and do what the scenario wants at the n-th."""
     at, action, argument = scenario.get("at_window", [0, "", None])
-    real, lock = worker.Worker.read, threading.Lock()
+    real, lock = worker.Worker.fused, threading.Lock()
 
-    def read(self: worker.Worker, window: windows.Window) -> Any:
+    def fused(self: worker.Worker, window: windows.Window) -> Any:
+        """The first thing that is done with a window, whichever way it then goes."""
         with lock:
             result["computed"] += 1
             now = result["computed"] == at
@@ -140,7 +141,7 @@ def _watch_windows(scenario: Scenario, result: Result) -> None:
             _ACTIONS[action](argument)
         return real(self, window)
 
-    worker.Worker.read = read  # type: ignore[method-assign]
+    worker.Worker.fused = fused  # type: ignore[method-assign]
 
 
 def _send(number: int) -> None:

@@ -2,8 +2,8 @@
 
    AVOPS_FAULTS holds rules CALL:N:VALUE separated by spaces. N is the call's number from 1 on, or 0
    for every call. VALUE is an errno, or "short" (at most 1000 bytes are moved). Calls: fsync,
-   fdatasync, pwrite, preadv, direct_pwrite and direct_preadv (past the page cache), direct_open,
-   fallocate, cachestat. Each fault is told on stderr. */
+   fdatasync, pwrite, read (at an offset, by any call), direct_pwrite and direct_read (past the page
+   cache), direct_open, fallocate, cachestat. Each fault is told on stderr. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -97,9 +97,9 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
 static ssize_t read_at(int fd, const struct iovec *vector, int count, off64_t offset, int flags)
 {
     static int all, direct;
-    int code = fault("preadv", &all);
+    int code = fault("read", &all);
     if (code == 0 && (fcntl(fd, F_GETFL) & O_DIRECT))
-        code = fault("direct_preadv", &direct);
+        code = fault("direct_read", &direct);
     if (code > 0) {
         errno = code;
         return -1;
@@ -131,6 +131,17 @@ ssize_t preadv(int fd, const struct iovec *vector, int count, off_t offset)
 ssize_t preadv64v2(int fd, const struct iovec *vector, int count, off64_t offset, int flags)
 {
     return read_at(fd, vector, count, offset, flags);
+}
+
+ssize_t pread64(int fd, void *data, size_t size, off64_t offset)
+{
+    struct iovec vector = {data, size};
+    return read_at(fd, &vector, 1, offset, 0);
+}
+
+ssize_t pread(int fd, void *data, size_t size, off_t offset)
+{
+    return pread64(fd, data, size, offset);
 }
 
 static int open_file(const char *path, int flags, mode_t mode)

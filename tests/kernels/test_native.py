@@ -76,7 +76,7 @@ class Library:
         compiler = shutil.which(os.environ.get("CXX", "g++"))
         if compiler is None:
             pytest.skip("no C++ compiler")
-        sources = [str(CSRC / name) for name in ("combine.cpp", "lowrank.cpp")]
+        sources = [str(CSRC / name) for name in ("combine.cpp", "diff.cpp", "lowrank.cpp")]
         command = [compiler, *FLAGS, *flags, *sources, "-o", str(path)]
         subprocess.run(command, check=True, timeout=120)
         self._library = ctypes.CDLL(str(path))
@@ -180,7 +180,7 @@ def test_the_dtype_codes_are_twins() -> None:
 
 
 def test_the_block_sizes_are_twins() -> None:
-    source = (CSRC / "combine.cpp").read_text(encoding="utf-8")
+    source = (CSRC / "blocks.h").read_text(encoding="utf-8")
     block = int(re.findall(r"kBlock = (\d+);", source)[0])
     per_thread = int(re.findall(r"kBlocksPerThread = (\d+);", source)[0])
     assert (block, 2 * block * per_thread) == (BLOCK, TWO_THREADS)

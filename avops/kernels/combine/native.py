@@ -1,4 +1,4 @@
-"""combine in C++: csrc/combine.cpp, through avops._native. Releases the GIL."""
+"""combine in C++: csrc/combine.cpp and csrc/fused.h, through avops._native. Releases the GIL."""
 
 from __future__ import annotations
 

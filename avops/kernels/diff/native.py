@@ -1,4 +1,4 @@
-"""diff in C++: csrc/combine.cpp, through avops._native. Releases the GIL."""
+"""diff in C++: csrc/diff.cpp, through avops._native. Releases the GIL."""
 
 from __future__ import annotations
 
