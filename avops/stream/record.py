@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ from avops.stream.pipeline import Outcome
 from avops.stream.plan import Output
 from avops.version import __version__
 
+_COMMIT = re.compile("@[0-9a-f]{40}$")
 _ALLOW = ("allow_missing", "allow_extra", "allow_nonfinite")
 
 
 def shown_path(path: str | Path) -> str:
     """``path`` as it may be published: relative as given, otherwise its last name only.
 
-    A snapshot in the hub's cache is shown as its repository: owner/name.
+    A snapshot in the hub's cache is shown as its id with the commit: owner/name@sha.
     """
     path = Path(path)
-    for part in path.parts:
+    for place, part in enumerate(path.parts):
         if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/", 1)
+            rest = path.parts[place + 1 :]
+            commit = f"@{rest[1]}" if len(rest) > 1 and rest[0] == "snapshots" else ""
+            return part.removeprefix("models--").replace("--", "/", 1) + commit
     if path.is_absolute() or ".." in path.parts or not path.name:
         return path.resolve().name
     return path.as_posix()
@@ -123,7 +127,7 @@ def dump(record: Mapping[str, Any]) -> bytes:
 
 def model_card(record: Mapping[str, Any]) -> bytes:
     """A model card (README.md) with the hub's front matter for merged models."""
-    base = record["base"]["path"]
+    base = _COMMIT.sub("", record["base"]["path"])
     rows = "\n".join(f"| {t['av']} | {t['lam']} | {t['kind']} |" for t in record["terms"])
     return f"""---
 base_model: {json.dumps(base, ensure_ascii=False)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from avops.disk.residency import cached_share
 from faults.nursery import Nursery
 from faults.world import World, make_world
 
@@ -55,6 +56,24 @@ def shimmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def disk_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty directory on a disk, which can be read and written past the page cache."""
     return tmp_path_factory.mktemp("disk")
+
+
+@pytest.fixture
+def goes_direct(disk_path: Path) -> bool:
+    """Whether files there can leave the page cache, and be read and written past it."""
+    path = disk_path / "probe"
+    path.write_bytes(bytes(1 << 16))
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return cached_share(fd, 0, 1 << 16) == 0
+    finally:
+        os.close(fd)
+        path.unlink()
 
 
 @pytest.fixture

@@ -31,6 +31,10 @@ LAYER = {
     "model.layers.0.norm.weight": ((13,), "bf16"),
 }
 TIED: Spec = {"model.embed_tokens.weight": ((11, 13), "bf16"), **LAYER}
+NAMES = (
+    "é", "e\u0301", "日本.weight", "\U0001f600", "", " ", "a/b\\c", "\x00", "\n", '"', "{}", "\x1b[31m",
+    "__metadata", "../up", "[bold]", "n" * 4000,
+)  # fmt: skip
 SPECS: dict[str, Spec] = {
     "tied embeddings": TIED,
     "a separate head": {**TIED, "lm_head.weight": ((11, 13), "bf16")},
@@ -44,11 +48,7 @@ SPECS: dict[str, Spec] = {
         "empty.huge": ((0, 1 << 62), "f16"),
         "one": ((1, 1, 1), "f16"),
     },
-    "names in UTF-8": {
-        name: ((2, 3), "bf16")
-        for name in ("é", "e\u0301", "日本.weight", "\U0001f600", "", " ", "a/b\\c", "\x00", "\n",
-                     '"', "{}", "__metadata", "../up", "n" * 4000)
-    },
+    "names in UTF-8": dict.fromkeys(NAMES, ((2, 3), "bf16")),
     "64 dimensions": {"deep": ((1,) * 62 + (2, 3), "bf16")},
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from avops.disk.digest import file_digest
 from avops.errors import BackendError, CheckpointError, MismatchError, OutputError, RecipeError
 from avops.recipe import Recipe, Source, Term
 from avops.stream import MergeOptions, extract, merge, plan_extract, plan_merge
-from avops.stream.record import shown_path
+from avops.stream.record import model_card, shown_path
 from families import Family, Save
 
 
@@ -112,8 +112,12 @@ def test_the_loser_of_a_race_does_not_touch_the_winners_recipe(
 
 
 def test_published_paths() -> None:
-    hub = "/cache/hub/models--mistralai--Mistral-7B-v0.3/snapshots/0123abcd"
-    assert shown_path(hub) == "mistralai/Mistral-7B-v0.3"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = f"/cache/hub/models--mistralai--Mistral-7B-v0.3/snapshots/{commit}"
+    assert shown_path(hub) == f"mistralai/Mistral-7B-v0.3@{commit}"
+    record = {"avops": "1", "base": {"path": shown_path(hub)}, "terms": []}
+    assert b'base_model: "mistralai/Mistral-7B-v0.3"\n' in model_card(record)
+    assert shown_path("/cache/hub/models--a--b") == "a/b"
     assert shown_path("/secret/base.safetensors") == "base.safetensors"
     assert shown_path("models/base") == "models/base"
     assert shown_path(".") == Path.cwd().name
