@@ -1,10 +1,11 @@
-"""python -m bench [--save]: the CPU benchmarks, one after the other.
+"""python -m bench [--save] [--mergekit PYTHON]: the CPU benchmarks, one after the other.
 
 --save writes their figures to bench/results/, with machine, versions, commit and date.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    save = sys.argv[1:] == ["--save"]
-    if sys.argv[1:] and not save:
-        raise SystemExit(__doc__)
-    for name in ("kernels", "merge"):
-        options = ["--json", str(RESULTS / f"{name}.json")] if save else []
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="a Python that imports mergekit")
+    args = parser.parse_args()
+    kernels = ["--json", str(RESULTS / "kernels.json")] if args.save else []
+    merge = ["--save"] if args.save else []
+    merge += ["--mergekit", args.mergekit] if args.mergekit else []
+    for name, options in (("kernels", kernels), ("merge", merge)):
         subprocess.run([sys.executable, "-m", f"bench.{name}", *options], check=True)
 
 

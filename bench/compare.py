@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import filecmp
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from avops.disk import open_checkpoint
+from avops.disk import Checkpoint, open_checkpoint
 
-_PART = 1 << 24
+_PART = 1 << 22
 
 
 def same_bytes(out: Path, truth: Path) -> bool:
@@ -24,43 +25,54 @@ def same_bytes(out: Path, truth: Path) -> bool:
         _forget(out)
 
 
-def differing(out: Path, truth: Path) -> dict[str, int]:
-    """bf16 elements of two checkpoints: how many, how many differ, by how many steps at most.
+@dataclass(frozen=True)
+class Difference:
+    """bf16 elements: how many there are, how many differ, and ‖difference‖ / ‖reference‖."""
 
-    Raises SystemExit when names, dtypes or shapes are not the same.
-    """
+    elements: int
+    differing: int
+    norm: float
+
+    def __str__(self) -> str:
+        if not self.differing:
+            return "no element differs"
+        share = self.differing / self.elements
+        return f"{share:.2g} of the elements differ, relative norm {self.norm:.1e}"
+
+
+def difference(out: Path, truth: Path) -> Difference:
+    """What differs, element by element. Raises SystemExit when names, dtypes or shapes do."""
     ours, theirs = open_checkpoint(out), open_checkpoint(truth)
     kinds = [
         {t.name: (t.dtype.tag, t.shape) for t in model.tensors.values()} for model in (ours, theirs)
     ]
     if kinds[0] != kinds[1]:
         raise SystemExit(f"{out.name}: names, dtypes or shapes are not the reference's")
-    elements = count = steps = 0
+    elements = count = 0
+    off = size = 0.0
     for name, tensor in theirs.tensors.items():
-        other = ours.tensors[name]
-        two = np.memmap(
-            theirs.shards[tensor.shard].path, np.uint16, "r", tensor.offset, (tensor.count,)
-        )
-        one = np.memmap(
-            ours.shards[other.shard].path, np.uint16, "r", other.offset, (other.count,)
-        )
+        one, two = _mapped(ours, name), _mapped(theirs, name)
         elements += tensor.count
         for start in range(0, tensor.count, _PART):
-            parts = one[start : start + _PART], two[start : start + _PART]
-            wrong = parts[0] != parts[1]
-            if wrong.any():
-                apart = np.abs(_ordered(parts[0][wrong]) - _ordered(parts[1][wrong]))
-                # +0 and -0 are different bits at one place.
-                count, steps = count + int(wrong.sum()), max(steps, int(apart.max()))
+            part, other = one[start : start + _PART], two[start : start + _PART]
+            wide = _widen(other)
+            size += float(np.dot(wide, wide))
+            if wrong := int(np.count_nonzero(part != other)):
+                count += wrong
+                apart = _widen(part) - wide
+                off += float(np.dot(apart, apart))
     _forget(out)
-    return {"elements": elements, "differing": count, "steps": steps}
+    return Difference(elements, count, (off / size) ** 0.5 if size else 0.0)
 
 
-def _ordered(stored: np.ndarray) -> np.ndarray:
-    """Bit patterns as integers in the order of the values."""
-    raw = stored.astype(np.int32)
-    magnitude = raw & 0x7FFF
-    return np.where(raw >> 15, -magnitude, magnitude)
+def _mapped(model: Checkpoint, name: str) -> np.ndarray:
+    tensor = model.tensors[name]
+    path = model.shards[tensor.shard].path
+    return np.memmap(path, np.uint16, "r", tensor.offset, (tensor.count,))
+
+
+def _widen(stored: np.ndarray) -> np.ndarray:
+    return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _forget(directory: Path) -> None:

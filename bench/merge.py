@@ -1,210 +1,238 @@
-"""Merging on disk: avops, a plain torch loop, and `cp`, as whole processes in alternation.
+"""Merging on disk as whole processes: avops, its floor, mergekit, torch loops and `cp`, in turn.
 
-    python -m bench.merge [--mib 1024] [--runs 5] [--json FILE]
+    python -m bench.merge [--mib 2048] [--runs 5] [--mergekit PYTHON] [--save]
+    python -m bench.merge --cold | --scale | --memory [GIB]
 
-Work: a bf16 base of Mistral's shapes with three aligned checkpoints (random), terms -1, -1, .6.
-Every process starts from nothing (imports included) and reads from a warm page cache. avops
-flushes its output to disk before it publishes it; the torch loop (safetensors' own writer) and cp
-do not, so they are timed followed by an fsync of their file, too. Results are compared with
-avops's reference backend before any figure is printed.
+Work: a sharded bf16 base of Mistral's shapes with three aligned checkpoints (random), λ -1, -1, .6.
+Every process starts from nothing, imports included. The floor (bench/floor) is a C++ program that
+does only what a merge must. avops and the floor flush their output to the disk; the others do not,
+so an fsync of every output follows its run and counts. Figures are printed only if avops and the
+floor wrote the bytes of avops's reference backend in every run; for peers the differing elements
+are counted.
+
+--cold      inputs evicted from the page cache before each run, and how fast the disk alone reads
+--scale     time against terms and sizes
+--memory    peak memory with a tensor of more than 2^31 elements, and with GIB of sparse files
+--save      writes its part of bench/results/merge.json
 """
 
 from __future__ import annotations
 
 import argparse
-import filecmp
 import json
+import math
 import os
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from avops.disk import encode_header, open_checkpoint
-from avops.dtypes import BF16
+from bench import cache, compare, memory, models, peers, scale
+from bench.floor import build, write_plan
+from bench.peers import Job, Row
+from bench.processes import Run, clear, launch, spread, summary
 from bench.report import machine, table
 
-TORCH_LOOP = """
-import sys, torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-base, one, two, three, out = sys.argv[1:]
-models = [safe_open(path, "pt") for path in (base, one, two, three)]
-merged = {}
-for name in models[0].keys():
-    start = models[0].get_tensor(name).float()
-    delta = torch.zeros_like(start)
-    for model, lam in zip(models[1:], (-1.0, -1.0, 0.6)):
-        delta += lam * (model.get_tensor(name).float() - start)
-    merged[name] = (start + delta).bfloat16()
-save_file(merged, out, {"format": "pt"})
-"""
+RESULTS = Path(__file__).parent / "results" / "merge.json"
+LAMS = models.LAMS[:3]
+# What a peer's slow runs are measured at most.
+SLOW_RUNS = 3
 
 
-def shapes(mib: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Mistral's layer shapes at a quarter of its width, as many layers as fill ``mib``."""
-    hidden, ffn, kv, vocab = 1024, 3584, 256, 8192
-    layer = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
+class Bench:
+    """Rows that do one job in turn, each run checked."""
+
+    def __init__(self, job: Job, rows: Sequence[Row], prepare: Callable[[], None]) -> None:
+        self.job, self.rows, self.prepare = job, rows, prepare
+        self.truth = job.out("reference")
+        self.runs: dict[str, list[Run]] = {row.key: [] for row in rows}
+        self.differing: dict[str, compare.Difference] = {}
+
+    def make_truth(self) -> None:
+        row = peers.avops(self.job)
+        argv = [word.replace(str(self.job.out("avops")), str(self.truth)) for word in row.argv]
+        launch(argv, self.truth, self.job.scratch / "log.txt", {"AVOPS_BACKEND": "reference"})
+
+    def measure(self, runs: int, slow_runs: int) -> None:
+        """Each row in turn, once for nothing (to load its libraries), then the runs that count."""
+        for number in range(-1, max(runs, slow_runs)):
+            for row in self.rows:
+                if number < (slow_runs if row.slow else runs):
+                    run = self._once(row)
+                    self.runs[row.key] += [run] if number >= 0 else []
+
+    def _once(self, row: Row) -> Run:
+        out = self.job.out(row.key)
+        clear(out)
+        self.prepare()
+        run = launch(row.argv, out, self.job.scratch / "log.txt")
+        if row.ours:
+            if not compare.same_bytes(out, self.truth):
+                raise SystemExit(f"{row.name}: its output is not the reference's: no figures")
+        elif row.merges and row.key not in self.differing:
+            self.differing[row.key] = compare.difference(out, self.truth)
+        clear(out)
+        return run
+
+    def median(self, key: str, what: str = "flushed") -> float | None:
+        found = [getattr(run, what) for run in self.runs.get(key, ())]
+        return statistics.median(found) if found else None
+
+    def figures(self) -> dict[str, Any]:
+        rows = {row.name: summary(self.runs[row.key]) for row in self.rows}
+        names = {row.key: row.name for row in self.rows}
+        differing = {names[key]: vars(found) for key, found in self.differing.items()}
+        return {"rows": rows, "differing": differing}
+
+    def lines(self) -> list[list[str]]:
+        floor, ours = self.median("floor"), self.median("avops")
+        found = []
+        for row in self.rows:
+            runs = self.runs[row.key]
+            flushed = statistics.median(run.flushed for run in runs)
+            ratios = [f"{flushed / other:.2f}×" if other else "–" for other in (floor, ours)]
+            found.append(
+                [
+                    f"{row.name} ({len(runs)})",
+                    spread([run.flushed for run in runs]),
+                    f"{statistics.median(run.wall for run in runs):.2f}",
+                    *ratios,
+                    f"{statistics.median(run.cpu for run in runs):.2f}",
+                    f"{max(run.rss for run in runs):.0f}",
+                ]
+            )
+        return found
+
+    def show(self, title: str) -> None:
+        columns = ("process (runs)", "wall s, flushed", "unflushed", "of floor", "of avops")
+        table(title, (*columns, "CPU s", "peak MiB"), self.lines())
+        for row in self.rows:
+            if found := self.differing.get(row.key):
+                why = f" ({row.why})" if found.differing else ""
+                print(f"  {row.name}: {found}{why}")
+
+
+def compare_processes(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The table, warm or cold."""
+    model = models.Model.of(args.mib)
+    base, aligned = models.make(directory, model, len(LAMS))
+    job = Job(base, tuple(aligned), LAMS, directory)
+    files = cache.data_files([base, *aligned])
+    prepare = cache.evict if args.cold else cache.warm
+    program = build(directory)
+    plan = directory / "plan.txt"
+    write_plan(plan, base, aligned, LAMS)
+    rows = [peers.avops(job)]
+    if program is None:
+        print("no C++ compiler: no floor")
+    else:
+        rows.append(peers.floor(job, program, plan))
+        if not args.cold:
+            rows.append(peers.floor(job, program, plan, "read=mmap", "piece=1024", key="mapped"))
+        else:
+            rows += _reading(job, program, plan)
+    rows += _other_rows(job, args)
+    bench = Bench(job, rows, lambda: prepare(files))
+    bench.make_truth()
+    bench.measure(args.runs, min(args.runs, SLOW_RUNS))
+    read = cache.size(files)
+    state = "inputs evicted" if args.cold else "page cache warm"
+    title = f"{model.nbytes / 2**30:.2f} GiB bf16, {len(LAMS)} aligned checkpoints, {state}"
+    bench.show(title)
+    found = {"model_bytes": model.nbytes, "read_bytes": read, **bench.figures()}
+    if args.cold and program is not None:
+        found["reading"] = _bandwidth(bench, read)
+    return found
+
+
+def _reading(job: Job, program: Path, plan: Path) -> list[Row]:
+    ways = {
+        "read4": ("reading directly, 4 threads", "read=direct", "threads=4"),
+        "read8": ("reading directly, 8 threads", "read=direct", "threads=8"),
+        "cached4": ("reading buffered, 4 threads", "read=buffered", "threads=4"),
     }
-    ends = [("model.embed_tokens.weight", (vocab, hidden)), ("model.norm.weight", (hidden,))]
-    ends.append(("lm_head.weight", (vocab, hidden)))
-    per_layer = sum(int(np.prod(shape)) for shape in layer.values())
-    count = max(1, (mib * 2**19 - sum(int(np.prod(s)) for _, s in ends)) // per_layer)
-    names = [
-        (f"model.layers.{i}.{name}.weight", shape)
-        for i in range(count)
-        for name, shape in layer.items()
-    ]
-    return [ends[0], *names, *ends[1:]]
-
-
-def make_model(path: Path, tensors: list[tuple[str, tuple[int, ...]]], seed: int) -> None:
-    """Random bf16 weights around 0.02; aligned models (seed > 0) differ from seed 0 by 1e-3."""
-    base = np.random.default_rng(0)
-    step = np.random.default_rng(seed)
-    prefix, _ = encode_header([(n, BF16, s) for n, s in tensors], {"format": "pt"})
-    with path.open("wb") as file:
-        file.write(prefix)
-        for _, shape in tensors:
-            values = base.standard_normal(int(np.prod(shape)), np.float32) * np.float32(0.02)
-            if seed:
-                values += step.standard_normal(values.size, np.float32) * np.float32(1e-3)
-            file.write((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
-
-
-# A process inherits its parent's peak memory: a small parent must start it.
-LAUNCHER = """
-import json, os, sys, time
-start = time.perf_counter()
-pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
-_, status, usage = os.wait4(pid, 0)
-wall = time.perf_counter() - start
-with open(sys.argv[1], "w") as file:
-    json.dump([status, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
-"""
-
-
-def run(argv: list[str], out: Path, *, sync: bool) -> tuple[float, float, float]:
-    """(wall seconds, CPU seconds, peak RSS in MiB) of one process, with its output removed."""
-    for path in (out, out.with_name(f"{out.stem}.avops_recipe.json")):
-        path.unlink(missing_ok=True)
-    report = out.with_suffix(".json")
-    launch = [sys.executable, "-S", "-c", LAUNCHER, str(report), *argv]
-    subprocess.run(launch, check=True, stdout=subprocess.DEVNULL)
-    status, wall, cpu, peak = json.loads(report.read_text())
-    if status:
-        raise SystemExit(f"{argv[0]}: exit status {status}")
-    if sync:
-        start = time.perf_counter()
-        fd = os.open(out, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
-        wall += time.perf_counter() - start
-    return wall, cpu, peak
-
-
-def differing(path: Path, truth: Path) -> int:
-    """Elements of two bf16 checkpoints that differ."""
-    ours, theirs = open_checkpoint(path), open_checkpoint(truth)
-    total = 0
-    for name, tensor in theirs.tensors.items():
-        other = ours.tensors[name]
-        a = np.memmap(truth, np.uint16, "r", tensor.offset, (tensor.count,))
-        b = np.memmap(path, np.uint16, "r", other.offset, (other.count,))
-        total += int(np.count_nonzero(a != b))
-    return total
-
-
-def measure(directory: Path, mib: int, runs: int) -> dict[str, object]:
-    tensors = shapes(mib)
-    paths = [directory / f"{name}.safetensors" for name in ("base", "one", "two", "three")]
-    for seed, path in enumerate(paths):
-        make_model(path, tensors, seed)
-    base, *aligned = map(str, paths)
-    outs = {name: directory / f"out-{name}.safetensors" for name in ("avops", "torch", "cp", "ref")}
-    specs = [f"{p}:{lam}" for p, lam in zip(aligned, ("-1", "-1", ".6"), strict=True)]
-    ours = [sys.executable, "-m", "avops", "merge", base, "--av", *specs, "-o"]
-    loop = [sys.executable, "-c", TORCH_LOOP, base, *aligned, str(outs["torch"])]
-    commands = {
-        "avops": ([*ours, str(outs["avops"])], outs["avops"], False),
-        "torch loop": (loop, outs["torch"], False),
-        "torch loop + sync": (loop, outs["torch"], True),
-        "cp of one + sync": (["cp", base, str(outs["cp"])], outs["cp"], True),
-    }
-    environment = {**os.environ, "AVOPS_BACKEND": "reference"}
-    subprocess.run(
-        [*ours, str(outs["ref"])], check=True, env=environment, stdout=subprocess.DEVNULL
-    )
-    for argv, out, sync in commands.values():
-        run(argv, out, sync=sync)
-    if not filecmp.cmp(outs["avops"], outs["ref"], shallow=False):
-        raise SystemExit("avops's native result differs from its reference: no figures")
-    elements = sum(int(np.prod(shape)) for _, shape in tensors)
-    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
-    for _ in range(runs):
-        for name, (argv, out, sync) in commands.items():
-            results[name].append(run(argv, out, sync=sync))
-    return {
-        "model_mib": elements * 2 / 2**20,
-        "runs": runs,
-        "torch_differs": differing(outs["torch"], outs["ref"]) / elements,
-        "rows": {
-            name: {
-                "wall_s": [round(r[0], 3) for r in rows],
-                "cpu_s": [round(r[1], 3) for r in rows],
-                "rss_mib": [round(r[2]) for r in rows],
-            }
-            for name, rows in results.items()
-        },
-    }
-
-
-def _cells(row: dict[str, list[float]], ours: float) -> list[str]:
-    wall = statistics.median(row["wall_s"])
+    start = (str(program), str(plan))
     return [
-        f"{wall:.2f} [{min(row['wall_s']):.2f}, {max(row['wall_s']):.2f}]",
-        f"{wall / ours:.1f}×",
-        f"{statistics.median(row['cpu_s']):.2f}",
-        f"{max(row['rss_mib'])}",
+        Row(key, name, (*start, str(job.out(key)), "write=none", *options), merges=False)
+        for key, (name, *options) in ways.items()
     ]
+
+
+def _bandwidth(bench: Bench, read: int) -> dict[str, float]:
+    """How much of the best bare reading avops and the floor reach."""
+    best = min(bench.median(key, "wall") or math.inf for key in ("read4", "read8", "cached4"))
+    found = {"best_bytes_per_s": read / best}
+    print(f"  the disk alone: {read / best / 1e9:.2f} GB/s, reading only")
+    for key in ("avops", "floor"):
+        if wall := bench.median(key):
+            found[f"{key}_share"] = best / wall
+            print(f"  {key}: {read / wall / 1e9:.2f} GB/s read, {best / wall:.0%} of that")
+    return found
+
+
+def _other_rows(job: Job, args: argparse.Namespace) -> list[Row]:
+    rows = []
+    if peers.version(sys.executable, "torch"):
+        loops = peers.torch_loops(job)
+        rows += loops[1:2] if args.cold else loops
+    else:
+        print("no torch here: no torch loops")
+    python = args.mergekit or sys.executable
+    if peers.version(python, "mergekit"):
+        rows += peers.mergekit(job, python)[1:2] if args.cold else peers.mergekit(job, python)
+    else:
+        print("no mergekit here: name a Python that has it with --mergekit")
+    return [*rows, peers.copy(job)]
+
+
+def save(part: str, figures: Any, mergekit: str | None) -> None:
+    """Replace one part of the results, with where it came from."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = {key: value for key, value in found.items() if key in PARTS}
+    origin = machine()
+    if mergekit:
+        origin["versions"]["mergekit"] = peers.version(mergekit, "mergekit")
+    found[part] = {**origin, **figures}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+PARTS = ("warm", "cold", "scale", "memory")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mib", type=int, default=2048, help="size of the base")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--mergekit", metavar="PYTHON", help="a Python that imports mergekit")
+    parser.add_argument("--dir", type=Path, help="where the models go (default: a temporary one)")
+    parser.add_argument("--save", action="store_true")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--cold", action="store_true")
+    kind.add_argument("--scale", action="store_true")
+    kind.add_argument("--memory", type=int, nargs="?", const=0, metavar="GIB")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=1024, help="size of the base")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--dir", type=Path, help="where to put the models (default: a temporary directory)"
-    )
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.dir) as directory:
-        data = measure(Path(directory), args.mib, args.runs)
-    rows = data["rows"]
-    assert isinstance(rows, dict)
-    ours = statistics.median(rows["avops"]["wall_s"])
-    cells = [[name, *_cells(row, ours)] for name, row in rows.items()]
-    title = (
-        f"base {data['model_mib']:.0f} MiB bf16 + 3 aligned checkpoints, page cache warm, "
-        f"{args.runs} runs"
-    )
-    table(title, ("process", "wall s [min, max]", "ratio", "CPU s", "peak MiB"), cells)
-    print(f"the torch loop differs from the reference in {data['torch_differs']:.2e} of elements")
-    if args.json:
-        args.json.write_text(json.dumps({**machine(), **data}, indent=2) + "\n")
+    args = arguments()
+    # A killed benchmark must not leave gigabytes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="avops-bench-", dir=args.dir) as name:
+        directory = Path(os.path.realpath(name))
+        if args.memory is not None:
+            part, figures = "memory", memory.measure(directory, args.memory)
+        elif args.scale:
+            part, figures = "scale", scale.measure(directory, args.runs)
+        else:
+            part = "cold" if args.cold else "warm"
+            figures = compare_processes(directory, args)
+    if args.save:
+        save(part, figures, args.mergekit)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,6 +26,13 @@ _BLOCK = 1 << 22  # elements
 _STRIDE = 1_000_003  # prime: the places in the block repeat late
 
 
+Tensors = list[tuple[str, tuple[int, ...]]]
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
 @dataclass(frozen=True)
 class Model:
     """Shapes of a Mistral of about ``mib`` MiB: its width goes with its size."""
@@ -35,10 +43,10 @@ class Model:
     @classmethod
     def of(cls, mib: int) -> Model:
         hidden = 1024 if mib < 1024 else 2048 if mib < 6144 else 4096
-        layer = sum(math.prod(shape) for _, shape in Model(hidden, 1).layer(0))
+        layer = sum(elements(shape) for _, shape in Model(hidden, 1).layer(0))
         return cls(hidden, max(1, round((mib * 2**19 - 2 * VOCAB * hidden) / layer)))
 
-    def layer(self, number: int) -> list[tuple[str, tuple[int, ...]]]:
+    def layer(self, number: int) -> Tensors:
         hidden, kv, ffn = self.hidden, self.hidden // KV_SHARE, int(self.hidden * FFN_SHARE)
         shapes = {
             "input_layernorm": (hidden,),
@@ -53,7 +61,7 @@ class Model:
         }
         return [(f"model.layers.{number}.{name}.weight", s) for name, s in shapes.items()]
 
-    def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
+    def tensors(self) -> Tensors:
         ends = (VOCAB, self.hidden)
         layers = [tensor for number in range(self.layers) for tensor in self.layer(number)]
         norm = ("model.norm.weight", (self.hidden,))
@@ -61,7 +69,7 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        return 2 * sum(math.prod(shape) for _, shape in self.tensors())
+        return 2 * sum(elements(shape) for _, shape in self.tensors())
 
     def config(self) -> dict[str, object]:
         return {
@@ -78,12 +86,12 @@ class Model:
             "torch_dtype": "bfloat16",
         }
 
-    def shards(self) -> Iterator[list[tuple[str, tuple[int, ...]]]]:
+    def shards(self) -> Iterator[Tensors]:
         """At least four, and at most 2 GiB each (or one tensor)."""
         limit = min(2**31, self.nbytes // 4 + 1)
-        shard: list[tuple[str, tuple[int, ...]]] = []
+        shard: Tensors = []
         for name, shape in self.tensors():
-            size = 2 * sum(math.prod(s) for _, s in [*shard, (name, shape)])
+            size = 2 * sum(elements(s) for _, s in [*shard, (name, shape)])
             if shard and size > limit:
                 yield shard
                 shard = []
@@ -97,11 +105,11 @@ def make(directory: Path, model: Model, terms: int) -> tuple[Path, list[Path]]:
     paths = [directory / name for name in ("base", *(f"aligned-{i + 1}" for i in range(terms)))]
     for seed, path in enumerate(paths):
         noise = np.random.default_rng(seed).standard_normal(_BLOCK, np.float32)
-        _write(path, model, origin, noise * np.float32(1e-3) if seed else None)
+        write_shards(path, model, _random(origin, noise * np.float32(1e-3) if seed else None))
     return paths[0], paths[1:]
 
 
-def _header(tensors: list[tuple[str, tuple[int, ...]]], note: str) -> bytes:
+def _header(tensors: Tensors, note: str) -> bytes:
     """As the safetensors package writes it, padded to 8 bytes only: data begins anywhere in a page.
 
     The note gives each model a header of its own length.
@@ -109,7 +117,7 @@ def _header(tensors: list[tuple[str, tuple[int, ...]]], note: str) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt", "note": note}}
     end = 0
     for name, shape in tensors:
-        start, end = end, end + 2 * math.prod(shape)
+        start, end = end, end + 2 * elements(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -124,34 +132,46 @@ def _bf16(values: np.ndarray, scale: float) -> np.ndarray:
     return found
 
 
-def _write(path: Path, model: Model, origin: np.ndarray, noise: np.ndarray | None) -> None:
+def _random(
+    origin: np.ndarray, noise: np.ndarray | None
+) -> Callable[[BinaryIO, tuple[int, ...]], None]:
+    """What writes one tensor after the other: the base's weights, and ``noise`` on top."""
+    out = np.empty(_BLOCK, np.uint16)
+    place = 0
+
+    def write(file: BinaryIO, shape: tuple[int, ...]) -> None:
+        nonlocal place
+        left = elements(shape)
+        while left:
+            start, noisy = place * _STRIDE % _BLOCK, place * 7 * _STRIDE % _BLOCK
+            count = min(left, _BLOCK - max(start, noisy))
+            part = origin[start : start + count]
+            if noise is not None:
+                delta = Term(Operand(noise[noisy : noisy + count], F32), 1.0, aligned=False)
+                combine(Operand(part, BF16), [delta], Operand(out[:count], BF16))
+                part = out[:count]
+            file.write(part.data)
+            place, left = place + 1, left - count
+
+    return write
+
+
+def write_shards(
+    path: Path, model: Model, write: Callable[[BinaryIO, tuple[int, ...]], None]
+) -> None:
+    """A checkpoint in the directory ``path``, its tensors by ``write``, all flushed."""
     path.mkdir()
     (path / "config.json").write_text(json.dumps(model.config(), indent=2) + "\n")
     shards = list(model.shards())
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    out = np.empty(_BLOCK, np.uint16)
-    place = 0
-    for name, tensors in zip(names, shards, strict=True):
-        prefix = _header(tensors, path.name)
+    weight_map = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map.update({tensor: name for tensor, _ in tensors})
         with (path / name).open("wb") as file:
-            file.write(prefix)
+            file.write(_header(tensors, path.name))
             for _, shape in tensors:
-                left = math.prod(shape)
-                while left:
-                    start, noisy = place * _STRIDE % _BLOCK, place * 7 * _STRIDE % _BLOCK
-                    count = min(left, _BLOCK - max(start, noisy))
-                    part = origin[start : start + count]
-                    if noise is not None:
-                        delta = Operand(noise[noisy : noisy + count], F32)
-                        target = Operand(out[:count], BF16)
-                        combine(Operand(part, BF16), [Term(delta, 1.0, aligned=False)], target)
-                        part = out[:count]
-                    file.write(part.data)
-                    place, left = place + 1, left - count
+                write(file, shape)
             file.flush()
             os.fsync(file.fileno())
-    weight_map = {
-        n: name for name, tensors in zip(names, shards, strict=True) for n, _ in tensors
-    }
     index = {"metadata": {"total_size": model.nbytes}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

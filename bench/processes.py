@@ -1,4 +1,4 @@
-"""Whole processes, started from nothing and measured: wall and CPU seconds, peak memory, flushing."""
+"""Whole processes, started from nothing and measured: wall and CPU seconds, memory, flushing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(pid, 0)
 wall = time.perf_counter() - start
 with open(sys.argv[1], "w") as file:
-    json.dump([status, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
+    json.dump([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
 """
 
 

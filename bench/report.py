@@ -49,4 +49,4 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         drawn.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
-    Console(width=110).print(drawn)
+    Console(width=140).print(drawn)

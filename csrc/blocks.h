@@ -4,6 +4,7 @@
 #include "avops.h"
 #include "bf16.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace avops {
@@ -31,6 +32,24 @@ AVOPS_INLINE void widen_input(avops_input input, int64_t start, float *__restric
         default: widen_block<BF16>(from + start * BF16::size, to, n); break;
     }
 }
+
+// The largest and the smallest magnitude of f32 sums, zeros left out of the smallest. With them a block
+// shows whether any of its results can be infinite, NaN, or zero though its sum is not.
+struct Extremes {
+    int32_t largest = 0;
+    // INT32_MIN stands for 1; zero, which is no event, comes last. Signed, as in magnitude_of.
+    int32_t smallest = INT32_MAX;
+
+    AVOPS_INLINE void add(uint32_t bits) {
+        const uint32_t magnitude = bits & 0x7fffffffu;
+        largest = std::max(largest, static_cast<int32_t>(magnitude));
+        smallest = std::min(smallest, static_cast<int32_t>(magnitude + 0x7fffffffu));
+    }
+    // Whether any magnitude is in 1 .. vanish, or is overflow or more.
+    AVOPS_INLINE bool event(uint32_t vanish, int32_t overflow) const {
+        return largest >= overflow || smallest < INT32_MIN + static_cast<int32_t>(vanish);
+    }
+};
 
 // A combination, as the native code sees it.
 struct Combine {

@@ -45,30 +45,22 @@ AVOPS_INLINE void add_term(const avops_term &term, int64_t start, bool first,
     }
 }
 
-// Orders magnitudes from INT32_MIN on, as 1, 2, ...; zero, which is no event, comes last.
-AVOPS_INLINE int32_t order_of(int32_t magnitude) {
-    return static_cast<int32_t>(static_cast<uint32_t>(magnitude) + 0x7fffffffu);
-}
-
 // Rounds base + acc as if no result overflowed, vanished or were NaN; returns whether that was so.
 // Counts inside a block stay in 32 bits, the width of the other lanes. kSame: base is of T too.
 template <class T, bool kSame>
 AVOPS_INLINE bool store_plain(const float *__restrict base, const float *__restrict acc,
                               byte *__restrict to, int64_t n, avops_combine_counts &counts) {
     typename T::stored *out = reinterpret_cast<typename T::stored *>(to);
-    int32_t largest = 0, smallest = INT32_MAX;
+    Extremes extremes;
     uint32_t unchanged = 0;
     for (int64_t i = 0; i < n; ++i) {
         const float sum = base[i] + acc[i];
         const uint32_t bits = T::round(sum);
-        const int32_t magnitude = magnitude_of(sum);
-        largest = std::max(largest, magnitude);
-        smallest = std::min(smallest, order_of(magnitude));
+        extremes.add(bits_of(sum));
         unchanged += bits == (kSame ? T::exact(base[i]) : T::round(base[i]));
         out[i] = static_cast<typename T::stored>(bits);
     }
-    const int32_t vanished = INT32_MIN + static_cast<int32_t>(T::vanish);
-    if (largest >= T::overflow || smallest < vanished) return false;
+    if (extremes.event(T::vanish, T::overflow)) return false;
     counts.unchanged += unchanged;
     return true;
 }

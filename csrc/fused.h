@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 // The CPU's own conversions of f16, where the compiler can use them in one function and ask for them.
 #if defined(__x86_64__) && (defined(__F16C__) || !defined(AVOPS_NO_CLONES)) && \
@@ -27,23 +26,6 @@ namespace avops {
 constexpr int64_t kFused = 2048;
 // Terms of one kind, at most; more take the general path.
 constexpr int64_t kFusedTerms = 4;
-
-// Whether any magnitude is in 1 .. kLow, or is kHigh or more. Both are one range that wraps around; a
-// magnitude of 0 falls in it too, which costs the general path and nothing else.
-template <uint32_t kLow, uint32_t kHigh>
-struct Events {
-    // Signed, as baseline x86 has no unsigned comparison of vectors; twice, which drops the sign.
-    static constexpr uint32_t shift = 0x80000000u - 2 * (kLow + 1);
-    static constexpr int32_t first = static_cast<int32_t>(2 * kHigh + shift);
-
-    static AVOPS_INLINE int32_t key(uint32_t bits) { return static_cast<int32_t>((bits << 1) + shift); }
-};
-
-template <class T>
-using Nearest = Events<T::vanish, static_cast<uint32_t>(T::overflow)>;
-
-// Dither flushes what is under one ulp of 2^-133, and makes infinite what is above the largest value.
-using DitheredBF16 = Events<0xffffu, 0x7f7f0001u>;
 
 // ------------------------------------------------------------------------------- bf16
 //
@@ -67,7 +49,11 @@ AVOPS_INLINE Pair product(uint32_t word, Pair base, float lam) {
 
 AVOPS_INLINE Pair sum(Pair a, Pair b) { return {a.lower + b.lower, a.upper + b.upper}; }
 
-// What to add before the lower half is dropped.
+// Dither flushes what is under one ulp of 2^-133, and makes infinite what is above the largest value.
+constexpr uint32_t kDitherVanish = 0xffffu;
+constexpr int32_t kDitherOverflow = 0x7f7f0001;
+
+// Rounded, but for the lower half, which is dropped afterwards.
 template <bool kDither>
 AVOPS_INLINE uint32_t raised(uint32_t bits, const Stretch &stretch, uint32_t offset) {
     if (kDither) return bits + (uniform(stretch.index + offset, stretch.one, stretch.two) >> 16);
@@ -88,8 +74,7 @@ AVOPS_INLINE int64_t fuse_bf16(const avops_term *terms, int64_t start, const byt
         values[k] = reinterpret_cast<const stored32 *>(data + start * BF16::size);
         lams[k] = terms[k].lam;
     }
-    using Watch = std::conditional_t<kDither, DitheredBF16, Nearest<BF16>>;
-    int32_t extreme = INT32_MIN;
+    Extremes extremes;
     uint32_t changed = 0;
     for (int64_t i = 0; i < n / 2; ++i) {
         const uint32_t word = origin[i];
@@ -105,10 +90,13 @@ AVOPS_INLINE int64_t fuse_bf16(const avops_term *terms, int64_t start, const byt
         const uint32_t differs = result ^ word;
         changed += (differs & 0xffffu) != 0;
         changed += (differs & 0xffff0000u) != 0;
-        extreme = std::max(extreme, std::max(Watch::key(lower), Watch::key(upper)));
+        extremes.add(lower);
+        extremes.add(upper);
         out[i] = result;
     }
-    return extreme >= Watch::first ? -1 : n - static_cast<int64_t>(changed);
+    const bool event = kDither ? extremes.event(kDitherVanish, kDitherOverflow)
+                               : extremes.event(BF16::vanish, BF16::overflow);
+    return event ? -1 : n - static_cast<int64_t>(changed);
 }
 
 template <bool kAligned, bool kDither>
@@ -136,8 +124,8 @@ __attribute__((target("avx2,f16c"))) int64_t fuse_f16(const avops_term *terms, i
         values[k] = static_cast<const byte *>(terms[k].values.data) + start * F16::size;
         lams[k] = _mm256_set1_ps(terms[k].lam);
     }
-    const __m256i shift = _mm256_set1_epi32(static_cast<int32_t>(Nearest<F16>::shift));
-    __m256i extreme = _mm256_set1_epi32(INT32_MIN);
+    const __m256i mask = _mm256_set1_epi32(INT32_MAX);
+    __m256i largest = _mm256_setzero_si256(), smallest = mask;
     __m128i unchanged = _mm_setzero_si128();
     for (int64_t at = 0; at < n * F16::size; at += 16) {
         const __m128i origin = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + at));
@@ -152,18 +140,25 @@ __attribute__((target("avx2,f16c"))) int64_t fuse_f16(const avops_term *terms, i
         }
         const __m256 total = _mm256_add_ps(base, acc);
         const __m128i result = _mm256_cvtps_ph(total, _MM_FROUND_TO_NEAREST_INT);
-        const __m256i twice = _mm256_slli_epi32(_mm256_castps_si256(total), 1);
-        extreme = _mm256_max_epi32(extreme, _mm256_add_epi32(twice, shift));
+        const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(total), mask);
+        largest = _mm256_max_epi32(largest, magnitude);
+        smallest = _mm256_min_epi32(smallest, _mm256_add_epi32(magnitude, mask));
         unchanged = _mm_sub_epi16(unchanged, _mm_cmpeq_epi16(result, origin));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(to + at), result);
     }
-    const __m256i first = _mm256_set1_epi32(Nearest<F16>::first - 1);
-    if (_mm256_movemask_epi8(_mm256_cmpgt_epi32(extreme, first)) != 0) return -1;
-    alignas(16) uint16_t lanes[8];
-    _mm_store_si128(reinterpret_cast<__m128i *>(lanes), unchanged);
+    Extremes extremes;
+    alignas(32) int32_t high[8], low[8];
+    alignas(16) uint16_t counts[8];
+    _mm256_store_si256(reinterpret_cast<__m256i *>(high), largest);
+    _mm256_store_si256(reinterpret_cast<__m256i *>(low), smallest);
+    _mm_store_si128(reinterpret_cast<__m128i *>(counts), unchanged);
     int64_t count = 0;
-    for (const uint16_t lane : lanes) count += lane;
-    return count;
+    for (int i = 0; i < 8; ++i) {
+        extremes.largest = std::max(extremes.largest, high[i]);
+        extremes.smallest = std::min(extremes.smallest, low[i]);
+        count += counts[i];
+    }
+    return extremes.event(F16::vanish, F16::overflow) ? -1 : count;
 }
 
 template <bool kAligned>

@@ -193,13 +193,18 @@ def _show_plan(plan: MergePlan, *, as_json: bool) -> None:
             + (f" each, {len(plan.targets)} outputs" if len(plan.targets) > 1 else ""),
         ),
         ("memory", f"about {output.size(guess.memory)}"),
-        ("time", f"about {output.seconds(guess.seconds)}, if writing is as fast as reading"),
+        ("time", f"{_about(guess.seconds)}, if writing is as fast as reading"),
         ("files", ", ".join(facts["files"])),
     ):
         output.line(f"  {name:8} {value}")
     _show_lams(plan)
     for text in plan.notes:
         output.note(text)
+
+
+def _about(seconds: float) -> str:
+    """An expected time, not more exact than it is."""
+    return "under a second" if seconds < 1 else f"about {output.seconds(float(f'{seconds:.2g}'))}"
 
 
 def _lams(plan: MergePlan) -> dict[str, dict[str, list[float]]]:

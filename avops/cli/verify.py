@@ -115,7 +115,8 @@ def _show_again(args: argparse.Namespace, again: Recomputed) -> None:
     for problem in again.problems:
         output.line(output.plain(problem))
     for tensor, elements in again.tensors.items():
-        output.line(output.plain(f"tensor {tensor!r}: {elements:,} elements differ"))
+        count = "1 element differs" if elements == 1 else f"{elements:,} elements differ"
+        output.line(output.plain(f"tensor {tensor!r}: {count}"))
     verdict = "bit for bit what the recipe gives" if again.equal else "not what the recipe gives"
     output.line(
         output.plain(

@@ -100,14 +100,10 @@ def _is_f32(value: float) -> bool:
         return False
 
 
-def check_output(out: Operand, base: Operand, others: Sequence[Operand]) -> None:
+def check_output(out: Operand, base: Operand, others: Sequence[Operand], kind: str) -> None:
     """Refuse an output that cannot be written, or overlaps an input other than as all of base."""
     array = out.array
-    if not array.flags.writeable:
-        raise ValueError("out is read-only, expected a writeable array")
-    for index, other in enumerate(others):
-        if np.may_share_memory(array, other.array):
-            raise ValueError(f"out overlaps input {index} besides base; give it memory of its own")
+    check_apart(out, [other.array for other in others], kind)
     if np.may_share_memory(array, base.array):
         same = address(array) == address(base.array) and out.dtype == base.dtype
         if not same:
@@ -115,6 +111,26 @@ def check_output(out: Operand, base: Operand, others: Sequence[Operand]) -> None
                 f"out ({out.dtype}) overlaps base ({base.dtype}) in part, expected exactly its "
                 "memory and dtype, or none of it"
             )
+
+
+def check_apart(out: Operand, others: Sequence[np.ndarray], kind: str) -> None:
+    """Refuse an output that cannot be written, or overlaps one of ``others``, each a ``kind``."""
+    if not out.array.flags.writeable:
+        raise ValueError("out is read-only, expected a writeable array")
+    for index, other in enumerate(others):
+        if np.may_share_memory(out.array, other):
+            raise ValueError(f"out overlaps {kind} {index}; give it memory of its own")
+
+
+def check_matrix(array: np.ndarray, what: str) -> None:
+    """Refuse what is not a C-contiguous matrix of native f32."""
+    if array.dtype != np.float32:
+        raise TypeError(f"{what} is stored as {array.dtype}, expected float32")
+    if array.ndim != 2 or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{what} has shape {array.shape} and strides {array.strides}, expected a contiguous "
+            "matrix; pass numpy.ascontiguousarray of one"
+        )
 
 
 def check_threads(threads: int) -> None:
@@ -126,16 +142,19 @@ def check_threads(threads: int) -> None:
 def check_dither(rounding: Dither | None) -> None:
     """Refuse a key or a start out of range."""
     if rounding is not None and not (0 <= rounding.key < 1 << 64 and 0 <= rounding.start < 1 << 62):
-        raise ValueError(f"{rounding}: expected a key of 64 bits and a start from 0 on")
+        raise ValueError(f"{rounding}, expected a key of 64 bits and a start from 0 to 2^62 − 1")
 
 
 def check_scale(scale: float) -> None:
     """Refuse a scale that is not a finite f32 number."""
     if not _is_f32(scale):
-        raise ValueError(f"scale is {scale!r}, expected a finite number that f32 holds exactly")
+        raise ValueError(
+            f"scale is {scale!r}, expected a finite number that f32 holds exactly; "
+            "round it once: float(numpy.float32(scale))"
+        )
 
 
 def check_range(start: int, count: int, size: int) -> None:
     """Refuse flat elements that are not all in an array of ``size`` elements."""
     if start < 0 or start + count > size:
-        raise ValueError(f"elements {start} to {start + count} of {size}, expected some of these")
+        raise ValueError(f"elements from {start} to {start + count}, expected some of 0 to {size}")

@@ -139,7 +139,7 @@ def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> Merg
         if directory:
             small, more = _directory_files(base, layout, record, options.dtype)
         else:
-            more = _file_notes(base, out)
+            more = _file_notes(base, out) if not targets else ()
         notes += tuple(note for note in more if note not in notes)
         targets.append(Target(recipe, out, record, small))
     keep = (base.path, *(vector.checkpoint.path for vector in vectors.values()))

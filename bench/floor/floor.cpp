@@ -84,7 +84,7 @@ class Floor {
         for (int64_t i = 0; i < threads_; ++i) crew.emplace_back([this] { work(); });
         for (auto &thread : crew) thread.join();
         for (auto &output : outputs_)
-            if (!early_ && fdatasync(output->fd) != 0) fail("sync");
+            if (!early_) sync(*output);
         sync_directory(staging_);
         if (rename(staging_.c_str(), out_.c_str()) != 0) fail("rename");
         const size_t slash = out_.rfind('/');
@@ -134,14 +134,15 @@ class Floor {
     }
 
     void prepare(Output &output) {
-        const std::string path = staging_ + "/" + output.name;
-        output.fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (output.fd < 0 || fallocate(output.fd, 0, 0, output.size) != 0) fail(path);
-        if (write_ == "direct") output.direct = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_DIRECT);
         for (int64_t at = 0; at < output.size; at += window_) {
             windows_.push_back({&output, at, std::min(at + window_, output.size)});
             ++output.left;
         }
+        if (write_ == "none") return;
+        const std::string path = staging_ + "/" + output.name;
+        output.fd = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (output.fd < 0 || fallocate(output.fd, 0, 0, output.size) != 0) fail(path);
+        if (write_ == "direct") output.direct = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_DIRECT);
     }
 
     void work() {
@@ -154,8 +155,7 @@ class Floor {
                 if (read_ != "none" && segment.at < window.end && segment.at + segment.bytes > window.start)
                     fill(window, segment, out, out + slot, slot);
             if (write_ != "none") put(window, out);
-            if (--window.output->left == 0 && early_)
-                if (fdatasync(window.output->fd) != 0) fail("sync");
+            if (--window.output->left == 0 && early_) sync(*window.output);
         }
     }
 
@@ -198,6 +198,10 @@ class Floor {
             if (got <= 0) fail("write " + window.output->name);
             done += got;
         }
+    }
+
+    static void sync(const Output &output) {
+        if (output.fd >= 0 && fdatasync(output.fd) != 0) fail("sync " + output.name);
     }
 
     static void sync_directory(const std::string &path) {

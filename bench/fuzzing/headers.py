@@ -12,6 +12,7 @@ import random
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
@@ -49,7 +50,7 @@ def read_avops(path: Path) -> Tensors:
 def read_safetensors(raw: bytes) -> Tensors | None:
     """The package's reading; None when it rejects the file."""
     try:
-        tensors = safetensors.deserialize(raw)
+        tensors: Any = safetensors.deserialize(raw)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError:
         return None
     return {n: (t["dtype"], tuple(t["shape"]), bytes(t["data"])) for n, t in tensors}
@@ -154,7 +155,8 @@ _DTYPES = (
 def _containers(token: Token, found: list[Object | Array]) -> list[Object | Array]:
     if not isinstance(token, str):
         found.append(token)
-        for item in token.items:
+        values: list[Any] = token.items
+        for item in values:
             _containers(item[1] if isinstance(token, Object) else item, found)
     return found
 

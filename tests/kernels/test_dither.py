@@ -129,14 +129,33 @@ def test_monotone_for_each_weight(dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("fraction", [1 / 64, 0.25, 0.5, 0.9])
 def test_unbiased_over_weights(dtype: DType, fraction: float) -> None:
-    """The share of weights rounded up is the fraction that is dropped."""
+    """The share of weights rounded up is the fraction that is dropped, subnormals included."""
     n = 1 << 18
-    ulp = 2.0**-7 if dtype == BF16 else 2.0**-10
-    for value, sign in itertools.product((1.0, 1.5), (1, -1)):
-        values = np.full(n, sign * (value + fraction * ulp), np.float32)
+    least, ulp = (2.0**-133, 2.0**-7) if dtype == BF16 else (2.0**-24, 2.0**-10)
+    for (value, unit), sign in itertools.product(
+        ((1.0, ulp), (1.5, ulp), (3 * least, least)), (1, -1)
+    ):
+        values = np.full(n, sign * (value + fraction * unit), np.float32)
+        exact = (abs(float(values[0])) - value) / unit
         up = (np.abs(rounded(values, dtype)) > value).mean()
-        # A share of n draws has a standard deviation of sqrt(p (1 - p) / n); five of these.
-        assert abs(up - fraction) < 5 * math.sqrt(fraction * (1 - fraction) / n)
+        # A share of n Bernoulli draws has a standard deviation of sqrt(p (1 - p) / n): five of
+        # them, and what 13 bits cannot express of a subnormal's fraction.
+        bound = 5 * math.sqrt(exact * (1 - exact) / n) + (2.0**-13 if unit == least else 0)
+        assert abs(up - exact) < bound
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_errors_cancel_over_weights(dtype: DType) -> None:
+    n = 1 << 18
+    values = sample("weights", F32, n, np.random.default_rng(2)).array
+    error = rounded(values, dtype).astype(np.float64) - values
+    exponent = np.floor(np.log2(np.abs(values.astype(np.float64))))
+    ulp = 2.0 ** np.maximum(exponent - (7 if dtype == BF16 else 10), -24 if dtype == F16 else -133)
+    # Rounding up or down by u has a standard deviation of at most half an ulp; five of the mean's.
+    assert abs((error / ulp).mean()) < 5 * 0.5 / math.sqrt(n)
+    # The mean of n products of neighbours' errors has at most 1/4 / sqrt(n); five of them.
+    relative = error / ulp
+    assert abs((relative[1:] * relative[:-1]).mean()) < 5 * 0.25 / math.sqrt(n - 1)
 
 
 def test_the_numbers_look_uniform_and_independent() -> None:
@@ -167,7 +186,7 @@ def test_keys_are_of_seed_and_name() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     one = Operand(np.zeros(1, np.float32), F32)
     for key, start in ((-1, 0), (1 << 64, 0), (0, -1)):
-        with pytest.raises(ValueError, match="expected a key of 64 bits and a start from 0 on"):
+        with pytest.raises(ValueError, match="expected a key of 64 bits and a start from 0 to"):
             combine(one, (), Guarded(1, BF16).operand, rounding=Dither(key, start))
 
 

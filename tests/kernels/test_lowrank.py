@@ -74,7 +74,7 @@ def test_any_alignment_of_the_output(offset: int, fast_backend: str) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     flat = Operand(np.zeros(6, np.float32), F32)
-    with pytest.raises(ValueError, match="a has 6 elements, expected rank 4"):
+    with pytest.raises(ValueError, match="a has 6 elements of rank 4, expected rank × length"):
         factors(flat, flat, rank=4, scale=1.0, transposed=False)
     with pytest.raises(ValueError, match="rank 0"):
         factors(flat, flat, rank=0, scale=1.0, transposed=False)
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused() -> None:
         factors(flat, flat, rank=2, scale=0.1, transposed=False)
     given = factors(flat, flat, rank=2, scale=1.0, transposed=False)
     for start, n in ((0, 10), (9, 1), (-1, 2)):
-        with pytest.raises(ValueError, match=r"of 9, expected some of these"):
+        with pytest.raises(ValueError, match=r"elements from .*, expected some of 0 to 9"):
             lowrank(given, start, Operand(np.zeros(n, np.float32), F32))
     with pytest.raises(TypeError, match="out has dtype BF16, expected F32"):
         lowrank(given, 0, Operand(np.zeros(2, np.uint16), BF16))
@@ -90,6 +90,35 @@ def test_what_does_not_fit_is_refused() -> None:
         lowrank(given, 0, flat, threads=0)
     with pytest.raises(BackendError, match="expected a backend of lowrank"):
         lowrank(given, 0, flat, backend="cuda")
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    good = np.zeros((3, 2), np.float32)
+    for left, right, error, message in (
+        (good.astype(np.float64), good.T.copy(), TypeError, "left is stored as float64"),
+        (good, good.T, ValueError, r"right has shape \(2, 3\) .* expected a contiguous matrix"),
+        (good[0], good, ValueError, r"left has shape \(2,\) .* expected a contiguous matrix"),
+        (good, good, ValueError, "left has 2 columns, right 3 rows, expected one rank"),
+        (good[:, :0].copy(), good[:0], ValueError, "left has 0 columns, right 0 rows"),
+    ):
+        with pytest.raises(error, match=message):
+            Factors(left, right, 1.0)
+    with pytest.raises(ValueError, match="scale is inf"):
+        Factors(good, good.T.copy(), float("inf"))
+
+
+def test_an_output_that_cannot_be_written_is_refused() -> None:
+    left, right = np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float32)
+    given = Factors(left, right, 1.0)
+    for index, factor in enumerate((left, right)):
+        with pytest.raises(
+            ValueError, match=f"out overlaps factor {index}; give it memory of its own"
+        ):
+            lowrank(given, 0, Operand(factor.reshape(-1), F32))
+    out = np.zeros(3, np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        lowrank(given, 0, Operand(out, F32))
 
 
 def test_an_empty_part_touches_nothing() -> None:

@@ -32,14 +32,19 @@ LAYER = {
 }
 TIED: Spec = {"model.embed_tokens.weight": ((11, 13), "bf16"), **LAYER}
 NAMES = (
-    "é", "e\u0301", "日本.weight", "\U0001f600", "", " ", "a/b\\c", "\x00", "\n", '"', "{}", "\x1b[31m",
-    "__metadata", "../up", "[bold]", "n" * 4000,
+    "é", "e\u0301", "日本.weight", "\U0001f600", "", " ", "a/b\\c", "\x00", "\n", '"', "{}",
+    "\x1b[31m", "__metadata", "../up", "[bold]", "n" * 4000,
 )  # fmt: skip
 SPECS: dict[str, Spec] = {
     "tied embeddings": TIED,
     "a separate head": {**TIED, "lm_head.weight": ((11, 13), "bf16")},
     "f32 router": {**LAYER, "model.layers.0.router.weight": ((5, 3), "f32")},
-    "every width": {"a": ((3,), "f16"), "b": ((5,), "f32"), "c": ((7,), "bf16"), "d": ((1,), "f16")},
+    "every width": {
+        "a": ((3,), "f16"),
+        "b": ((5,), "f32"),
+        "c": ((7,), "bf16"),
+        "d": ((1,), "f16"),
+    },
     "scalars and empty tensors": {
         "scale": ((), "bf16"),
         "scale.f32": ((), "f32"),

@@ -81,7 +81,7 @@ def combine(
     check_operand(base, "base", length)
     check_terms(terms, length)
     check_operand(out, "out", length)
-    check_output(out, base, [term.values for term in terms])
+    check_output(out, base, [term.values for term in terms], "term")
     check_threads(threads)
     check_dither(rounding)
     return CombineStats(*implementation.run(base, terms, out, rounding, threads))

@@ -50,7 +50,7 @@ def diff(
     check_operand(base, "base", length)
     check_operand(aligned, "aligned", length)
     check_operand(out, "out", length)
-    check_output(out, base, [aligned])
+    check_output(out, base, [aligned], "aligned")
     check_threads(threads)
     nonfinite, zeros = implementation.run(base, aligned, out, threads)
     return DiffStats(nonfinite, zeros)

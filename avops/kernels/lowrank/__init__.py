@@ -10,6 +10,8 @@ from avops.dtypes import F32
 from avops.kernels import registry
 from avops.kernels.operands import (
     Operand,
+    check_apart,
+    check_matrix,
     check_operand,
     check_range,
     check_scale,
@@ -22,12 +24,20 @@ from avops.kernels.rounding import widen
 class Factors:
     """Δ = scale · left @ right. left: [rows, rank], right: [rank, columns]; f32, C-contiguous.
 
-    scale is exactly representable in f32.
+    scale is exactly representable in f32. Raises TypeError or ValueError for what does not fit.
     """
 
     left: np.ndarray
     right: np.ndarray
     scale: float
+
+    def __post_init__(self) -> None:
+        check_matrix(self.left, "left")
+        check_matrix(self.right, "right")
+        rank, other = self.left.shape[1], self.right.shape[0]
+        if rank != other or rank < 1:
+            raise ValueError(f"left has {rank} columns, right {other} rows, expected one rank ≥ 1")
+        check_scale(self.scale)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,10 +52,10 @@ def factors(a: Operand, b: Operand, *, rank: int, scale: float, transposed: bool
     Raises TypeError or ValueError for what does not fit.
     """
     for operand, what in ((a, "a"), (b, "b")):
-        check_operand(operand, what, operand.array.size)
-        if rank < 1 or operand.array.size % rank:
-            raise ValueError(f"{what} has {operand.array.size} elements, expected rank {rank}")
-    check_scale(scale)
+        size = operand.array.size
+        check_operand(operand, what, size)
+        if rank < 1 or size % rank:
+            raise ValueError(f"{what} has {size} elements of rank {rank}, expected rank × length")
     wide_a = widen(a).reshape(rank, a.array.size // rank)
     wide_b = widen(b).reshape(b.array.size // rank, rank)
     left, right = (wide_a.T, wide_b.T) if transposed else (wide_b, wide_a)
@@ -83,6 +93,7 @@ def lowrank(
         raise TypeError(f"out has dtype {out.dtype}, expected F32")
     rows, columns = factors.shape
     check_range(start, out.array.size, rows * columns)
+    check_apart(out, (factors.left, factors.right), "factor")
     check_threads(threads)
     if out.array.size:
         implementation.run(factors, start, out, threads)

@@ -55,5 +55,8 @@ def cases() -> Iterator[Case]:
             yield Case(9, 150, 3, 100, 1001, a, b, transposed, fill)
 
 
-# A projection of a 7B model with a usual rank.
-TYPICAL = Case(4096, 4096, 16, 0, 1 << 19, BF16, BF16)
+# A window of a 7B model's projections, with usual ranks.
+TYPICAL: dict[str, Case] = {
+    f"4096 x {columns}, rank {rank}": Case(4096, columns, rank, 0, 128 * columns, BF16, BF16)
+    for columns, rank in ((4096, 16), (4096, 64), (14336, 8))
+}
