@@ -35,6 +35,7 @@ from bench.report import machine, table
 CHUNK = 1 << 19
 # The case that is measured with dithered rounding too.
 DITHERED = "bf16 + 3 bf16 aligned"
+DITHER = Dither(dither_key(0, "a weight"), 0)
 # A measurement lasts at least this long, in seconds, by repeating short calls.
 SHORTEST = 0.02
 CONTENDERS = ("native 1", "native 2", "reference", "torch 1", "torch 2", "copy")
@@ -209,9 +210,8 @@ def works(elements: int) -> list[tuple[str, Callable[[], Work]]]:
             made.append((f"{name}, {where}", lambda case=combined: CombineWork(case)))
         base, out, kinds = combine_cases.TYPICAL[DITHERED]
         dithered = combine_cases.Case(n, base, out, kinds)
-        rounding = Dither(dither_key(0, "a weight"), 0)
         made.append((f"{DITHERED}, dither, {where}",
-                     lambda case=dithered: CombineWork(case, rounding)))  # fmt: skip
+                     lambda case=dithered: CombineWork(case, DITHER)))  # fmt: skip
         for name, (base, aligned, out) in diff_cases.TYPICAL.items():
             differing = diff_cases.Case(n, base, aligned, out)
             made.append((f"{name}, {where}", lambda case=differing: DiffWork(case)))

@@ -144,14 +144,14 @@ def compare_processes(directory: Path, args: argparse.Namespace) -> dict[str, An
     bench.show(title)
     found = {"model_bytes": model.nbytes, "read_bytes": read, **bench.figures()}
     if args.cold and program is not None:
-        found["reading"] = _bandwidth(bench, read)
+        found["reading"] = _bandwidth(bench, read, model.nbytes)
     return found
 
 
 def _reading(job: Job, program: Path, plan: Path) -> list[Row]:
     ways = {
-        "read4": ("reading directly, 4 threads", "read=direct", "threads=4"),
-        "read8": ("reading directly, 8 threads", "read=direct", "threads=8"),
+        "read4": ("reading directly, 4 threads", "read=direct", "cold_threads=4"),
+        "read8": ("reading directly, 8 threads", "read=direct", "cold_threads=8"),
         "cached4": ("reading buffered, 4 threads", "read=buffered", "threads=4"),
     }
     start = (str(program), str(plan))
@@ -161,15 +161,20 @@ def _reading(job: Job, program: Path, plan: Path) -> list[Row]:
     ]
 
 
-def _bandwidth(bench: Bench, read: int) -> dict[str, float]:
-    """How much of the best bare reading avops and the floor reach."""
-    best = min(bench.median(key, "wall") or math.inf for key in ("read4", "read8", "cached4"))
-    found = {"best_bytes_per_s": read / best}
-    print(f"  the disk alone: {read / best / 1e9:.2f} GB/s, reading only")
+def _bandwidth(bench: Bench, read: int, written: int) -> dict[str, float]:
+    """Bytes per second of avops and the floor, by the best of bare reading.
+
+    Reads and writes may share what the disk can do: then a merge reads at a share below 1.
+    """
+    wall = min(bench.median(key, "wall") or math.inf for key in ("read4", "read8", "cached4"))
+    best = read / wall
+    found = {"best_bytes_per_s": best}
+    print(f"  the disk alone: {best / 1e9:.2f} GB/s, reading only")
     for key in ("avops", "floor"):
-        if wall := bench.median(key):
-            found[f"{key}_share"] = best / wall
-            print(f"  {key}: {read / wall / 1e9:.2f} GB/s read, {best / wall:.0%} of that")
+        if seconds := bench.median(key):
+            shares = read / seconds / best, (read + written) / seconds / best
+            found[f"{key}_read_share"], found[f"{key}_moved_share"] = shares
+            print(f"  {key}: {shares[0]:.0%} of that read, {shares[1]:.0%} read and written")
     return found
 
 

@@ -39,6 +39,7 @@ class Model:
 
     hidden: int
     layers: int
+    vocab: int = VOCAB
 
     @classmethod
     def of(cls, mib: int) -> Model:
@@ -62,7 +63,7 @@ class Model:
         return [(f"model.layers.{number}.{name}.weight", s) for name, s in shapes.items()]
 
     def tensors(self) -> Tensors:
-        ends = (VOCAB, self.hidden)
+        ends = (self.vocab, self.hidden)
         layers = [tensor for number in range(self.layers) for tensor in self.layer(number)]
         norm = ("model.norm.weight", (self.hidden,))
         return [("model.embed_tokens.weight", ends), *layers, norm, ("lm_head.weight", ends)]
@@ -75,7 +76,7 @@ class Model:
         return {
             "architectures": ["MistralForCausalLM"],
             "model_type": "mistral",
-            "vocab_size": VOCAB,
+            "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": int(self.hidden * FFN_SHARE),
             "num_hidden_layers": self.layers,

@@ -20,8 +20,9 @@ start = time.perf_counter()
 pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(pid, 0)
 wall = time.perf_counter() - start
+status = os.waitstatus_to_exitcode(status)
 with open(sys.argv[1], "w") as file:
-    json.dump([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
+    json.dump([status, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
 """
 
 

@@ -61,7 +61,7 @@ class Staging:
         self._files: dict[str, StagedFile] = {}
         self._made: list[Path] = []
         self._flushed: frozenset[str] = frozenset()
-        self._published = False
+        self._own: tuple[int, int] | None = None
         self.notes: list[str] = []
 
     def check(self, nbytes: int) -> None:
@@ -126,7 +126,7 @@ class Staging:
     def _leave(self, error: BaseException | None) -> None:
         """Remove everything, but for the work of an interrupted run that can be resumed."""
         self._close()
-        if self._resume and isinstance(error, KeyboardInterrupt) and not self._published:
+        if self._resume and isinstance(error, KeyboardInterrupt) and not self._is_published():
             self._stage.close()
             return
         self._stage.remove()
@@ -177,6 +177,11 @@ class Staging:
             # After a failed flush the kernel may have dropped the pages: discard, never retry.
             self._fail("flushing the output", error)
         self._flushed = names
+        self._own = _inode(self._stage.files if self.directory else self._stage.files / self._name)
+
+    def _is_published(self) -> bool:
+        """Whether the target is this run's. An interrupt may come right after the rename."""
+        return self._own is not None and _inode(self.target) == self._own
 
     def commit(self) -> None:
         """Flush everything and rename it into place; of a file output its companions, too.
@@ -191,7 +196,6 @@ class Staging:
                     self._publish_directory()
                 else:
                     self._publish_files()
-                self._published = True
         except OSError as error:
             self._fail("publishing the output", error)
         parents = {self.target.parent, *(path.parent for path in self._made)}
@@ -215,11 +219,10 @@ class Staging:
                 if not place(self._stage.files / name, path, force=self.force or orphaned):
                     raise OutputError(_exists(path))
         except BaseException:
-            # An interrupt may come right after a rename: what is ours is seen on the disk.
-            mine = [path for name, path in paths.items() if self._is_mine(name, path)]
-            if not self.force and self.target not in mine:
-                for path in mine:
-                    path.unlink()
+            if not self.force and not self._is_published():
+                for name, path in paths.items():
+                    if self._is_mine(name, path):
+                        path.unlink()
             raise
 
     def _is_mine(self, name: str, path: Path) -> bool:
@@ -317,6 +320,15 @@ class Staging:
         raise WriteError(
             f"{self.target}: {doing} failed: {error.strerror}; nothing was left behind; {advice}"
         ) from error
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Which file or directory is at ``path``; None when there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _exists(path: Path) -> str:

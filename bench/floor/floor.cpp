@@ -33,13 +33,14 @@ namespace {
 
 constexpr int DONTCACHE = 0x80;  // RWF_DONTCACHE, Linux 6.14
 
-// threads; window, piece (KiB): what is written, and what is read and combined, at once.
-// read: auto, buffered, direct, mmap, or none (only write). write: direct, buffered, dontcache, or none
-// (only read). huge: buffers on large pages. sync: each file as soon as it is whole, or all at the end.
+// threads, window (KiB written at once): when all inputs are cached, or some are not. piece (KiB): what
+// is read from the cache and combined at once. read: auto, buffered, direct, mmap, or none (only write).
+// write: direct, buffered, dontcache, or none (only read). huge: buffers on large pages. sync: each file
+// as soon as it is whole (early), or all at the end.
 struct Options {
-    std::map<std::string, std::string> text = {{"threads", "4"},   {"window", "1024"},   {"piece", "128"},
-                                               {"read", "auto"},   {"write", "direct"},  {"huge", "1"},
-                                               {"sync", "early"}};
+    std::map<std::string, std::string> text = {
+        {"threads", "4"}, {"cold_threads", "8"}, {"window", "1024"}, {"cold_window", "2048"}, {"piece", "128"},
+        {"read", "auto"}, {"write", "direct"}, {"huge", "1"}, {"sync", "early"}};
     int64_t number(const char *name) const { return std::stoll(text.at(name)); }
 };
 
@@ -70,12 +71,15 @@ struct Window {
 class Floor {
   public:
     Floor(const std::string &plan, const std::string &out, const Options &options)
-        : threads_(options.number("threads")), window_(options.number("window") << 10),
-          piece_(options.number("piece") << 10), huge_(options.number("huge") != 0),
+        : piece_(options.number("piece") << 10), huge_(options.number("huge") != 0),
           early_(options.text.at("sync") == "early"), read_(options.text.at("read")),
           write_(options.text.at("write")), out_(out), staging_(out + ".partial") {
         if (mkdir(staging_.c_str(), 0777) != 0) fail(staging_);
         read_plan(plan);
+        bool cold = false;
+        for (auto &input : inputs_) cold = cold || !input->cached(0);
+        threads_ = options.number(cold ? "cold_threads" : "threads");
+        window_ = options.number(cold ? "cold_window" : "window") << 10;
         for (auto &output : outputs_) prepare(*output);
     }
 
@@ -149,6 +153,8 @@ class Floor {
         const int64_t slot = up(window_) + 2 * PAGE, files = int64_t(lams_.size()) + 1;
         // Cached input needs a piece for each file, uncached input a window.
         uint8_t *out = memory(slot * (1 + files), huge_);
+        // A disk may be quicker with zeros: when nothing is read, something must be there to write.
+        for (int64_t i = 0; read_ == "none" && i < slot; ++i) out[i] = static_cast<uint8_t>((i * 0x9e3779b97f4a7c15u) >> 56);
         for (size_t i; (i = next_.fetch_add(1)) < windows_.size();) {
             const Window &window = windows_[i];
             for (const Segment &segment : window.output->segments)
@@ -210,7 +216,8 @@ class Floor {
         close(fd);
     }
 
-    const int64_t threads_, window_, piece_;
+    const int64_t piece_;
+    int64_t threads_ = 1, window_ = 0;
     const bool huge_, early_;
     const std::string read_, write_, out_, staging_;
     std::vector<float> lams_;

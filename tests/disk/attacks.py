@@ -83,13 +83,14 @@ PREFIXES = [
     Attack("length 7 of a longer header", "not JSON", ONE, length=7),
     Attack("length one short", "not JSON", ONE, length=len(ONE) - 1),
     Attack("length one long", "something after the end|truncated", ONE, length=len(ONE) + 1),
+    Attack("length one beyond the file", "truncated", ONE, b"", length=len(ONE) + 1),
     Attack("length of the file", "truncated", ONE, length=len(ONE) + 12),
     Attack("length 2^31", "length 2147483648, expected at most", ONE, length=2**31),
     Attack("length 2^63", "length 9223372036854775808, expected", ONE, length=2**63),
     Attack("length 2^64 - 1", "length 18446744073709551615, exp", ONE, length=2**64 - 1),
     Attack("length 2^64 - 8 wraps to 0", "expected at most", ONE, length=2**64 - 8),
     Attack("length big-endian", "expected at most", ONE, length=len(ONE) << 56),
-    Attack("length above the limit", "length 100000001", ONE, length=LIMIT + 1),
+    Attack("length above the limit", "length 100000001, expected at most", ONE, length=LIMIT + 1),
     Attack("length at the limit, file too short", "truncated", ONE, length=LIMIT),
 ]
 

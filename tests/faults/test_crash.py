@@ -107,17 +107,18 @@ def test_killed_at_every_step(stage: Stage) -> None:
             assert resumed["computed"] == whole["windows"] - kept, where
 
 
+@pytest.mark.parametrize("resume", [False, True], ids=["", "resume"])
 @pytest.mark.parametrize("how", ["interrupt", "interrupt after"])
-def test_interrupted_at_every_step_of_the_main_thread(stage: Stage, how: str) -> None:
+def test_interrupted_at_every_step_of_the_main_thread(stage: Stage, how: str, resume: bool) -> None:
     stage.prepare()
-    trace = stage.run(resume=False, trace=True).result["trace"]
+    trace = stage.run(resume=resume, trace=True).result["trace"]
     flush = next(n for n, step in enumerate(trace) if step.startswith("fdatasync"))
     start = trace.index("reserve")
     published_at = len(trace)
     for step in [n for n in distinct(trace) if n < start or n >= flush]:
         where = f"{how} step {step}: {trace[step]}"
         stage.prepare()
-        ending = stage.run(resume=False, crash=[step, how])
+        ending = stage.run(resume=resume, crash=[step, how])
         assert ending.error[0] == "KeyboardInterrupt", where
         if stage.published(where):
             published_at = min(step, published_at)
@@ -125,5 +126,6 @@ def test_interrupted_at_every_step_of_the_main_thread(stage: Stage, how: str) ->
             assert tree(stage.target) == {}, where
         # An interrupt of the removal itself leaves the rest of it, under its name.
         if step <= published_at:
-            assert stage.left() == [], where
+            keeps = resume and published_at == len(trace)
+            assert len(stage.left()) <= keeps, where
     assert published_at < len(trace)
