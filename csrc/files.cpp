@@ -19,8 +19,8 @@ namespace {
 
 int64_t size_of(int32_t dtype) { return dtype == AVOPS_F32 ? 4 : 2; }
 
-// Pieces are whole blocks of the kernel, and begin at whole cache lines of the scratch memory.
-constexpr int64_t kBlock = 512, kLine = 64;
+// Pieces are whole passes of the kernel (kFused in fused.h), and begin at whole cache lines of the scratch memory.
+constexpr int64_t kBlock = 2048, kLine = 64;
 
 bool read_all(int fd, char *to, int64_t size, int64_t offset) {
     while (size > 0) {

@@ -131,7 +131,7 @@ def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> Merg
     inputs, segments = merge_segments(recipes, base, vectors, layout, seed)
     plan = Plan(inputs, layout.outputs, segments, len(recipes))
     prints, notes = _prints(recipes[0].base, base, vectors)
-    targets = []
+    targets: list[Target] = []
     for recipe, out in wanted:
         kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}
         record = recipe_record(recipe, prints, options, kinds)

@@ -162,10 +162,14 @@ def test_the_torch_loops_compute_the_merge(job: Job) -> None:
 
 def test_the_cache_is_filled_and_emptied(job: Job) -> None:
     files = cache.data_files([job.base])
+    try:
+        cache.warm(files)
+        cache.evict(files)
+    except SystemExit as refused:
+        pytest.skip(f"{refused}")  # An older kernel, or a file system in memory.
+    assert cache.share(files) == 0
     cache.warm(files)
     assert cache.share(files) > 0.99
-    cache.evict(files)
-    assert cache.share(files) == 0
 
 
 def test_a_run_is_measured(job: Job) -> None:

@@ -64,7 +64,7 @@ def outcome(recipe: Recipe, out: Path, **options: Any) -> tuple[str, object]:
 
 
 @native
-@pytest.mark.parametrize("scratch", [1 << 19, 6 * 512 + 3 * 64, 40_000])
+@pytest.mark.parametrize("scratch", [1 << 19, 6 * 2048 + 3 * 64, 40_000])
 @pytest.mark.parametrize(
     "options", [{}, {"dtype": F16}, {"rounding": "dither", "seed": 3}, {"dtype": BF16}], ids=str
 )
@@ -125,7 +125,7 @@ def test_a_failing_read_is_reported_by_the_general_way(
 def test_the_native_operation_gives_up_at_the_end_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(10))
-    scratch, out = np.empty(4096, np.uint8), np.empty(6, np.uint16)
+    scratch, out = np.empty(8192, np.uint8), np.empty(6, np.uint16)
     fd = os.open(path, os.O_RDONLY)
     try:
         for n, whole in ((5, True), (6, False)):
