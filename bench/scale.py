@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench import cache, compare, models, peers
 from bench.floor import build, write_plan
 from bench.peers import Job, Row
@@ -46,7 +48,7 @@ def measure(directory: Path, runs: int) -> dict[str, Any]:
     columns = ("inputs", "moved GiB", "avops wall s", "floor wall s", "of floor")
     title = f"cost against bytes: medians of {runs}, output flushed"
     table(title, (*columns, "s / GiB", "CPU s / GiB", "peak MiB"), lines)
-    return {"cases": results}
+    return {"cases": results, **_fit(results)}
 
 
 def _case(
@@ -86,8 +88,31 @@ def _check(job: Job, rows: list[Row], model: models.Model) -> None:
     clear(outs[-1])
 
 
+def _fit(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Fixed seconds and seconds a GiB of the warm cases, and how far a case is from that line."""
+    warm = [case for case in cases if case["warm"]]
+    found = {}
+    for who in ("avops", "floor"):
+        if len(warm) < 3 or who not in warm[0]["rows"]:
+            continue
+        moved = np.array([_moved(case) for case in warm])
+        wall = np.array([statistics.median(case["rows"][who]["flushed_s"]) for case in warm])
+        slope, fixed = np.polyfit(moved, wall, 1)
+        off = float(np.abs(wall / (fixed + slope * moved) - 1).max())
+        found[f"{who}_line"] = {"fixed_s": fixed, "s_per_gib": slope, "largest_deviation": off}
+        print(
+            f"  {who}: {fixed:.2f} s + {slope:.3f} s a GiB; no case is further off than {off:.0%}"
+        )
+    return found
+
+
+def _moved(case: dict[str, Any]) -> float:
+    """GiB read and written."""
+    return case["model_bytes"] * (case["terms"] + 2) / 2**30
+
+
 def _line(case: dict[str, Any]) -> list[str]:
-    gib = case["model_bytes"] * (case["terms"] + 2) / 2**30
+    gib = _moved(case)
     ours, floor = case["rows"]["avops"], case["rows"].get("floor")
     wall = statistics.median(ours["flushed_s"])
     state = "warm" if case["warm"] else "cold"

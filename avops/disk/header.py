@@ -2,7 +2,8 @@
 
 Layout: 8 bytes little-endian length N, N bytes of JSON, then the data buffer.
 The parser accepts a subset of what the safetensors package accepts. It also refuses duplicate
-keys, unknown fields and numbers written as anything but plain digits.
+keys, unknown fields, entries written as lists, white space before the header, more than MAX_RANK
+dimensions, names of more than MAX_NAME characters, and more than MAX_METADATA texts of metadata.
 Source: https://github.com/huggingface/safetensors (format section and tensor.rs).
 """
 
@@ -188,7 +189,7 @@ def _entry(name: str, scanner: Scanner) -> Entry:
         raise JsonError(f"tensor {name!r} has {len(shape)} dimensions, expected {MAX_RANK} at most")
     dtype = DTYPES[tag]
     bits = _checked_bits(name, shape, dtype)
-    if end < begin or (end - begin) * 8 != bits:
+    if (end - begin) * 8 != bits:
         raise JsonError(
             f"tensor {name!r} of {tag} {list(shape)} needs {bits / 8:g} bytes, "
             f"got data_offsets {[begin, end]}"

@@ -1,9 +1,10 @@
 /* Makes system calls fail, for the process that preloads it.
 
    AVOPS_FAULTS holds rules CALL:N:VALUE separated by spaces. N is the call's number from 1 on, or 0
-   for every call. VALUE is an errno, or "short" (at most 1000 bytes are moved). Calls: fsync,
-   fdatasync, pwrite, read (at an offset, by any call), direct_pwrite and direct_read (past the page
-   cache), direct_open, fallocate, cachestat. Each fault is told on stderr. */
+   for every call. VALUE is an errno, or "short": at most 1000 bytes are moved, or one block past the
+   page cache. Calls: fsync, fdatasync, pwrite, read (at an offset, by any call), direct_pwrite and
+   direct_read (past the page cache), direct_open, fallocate, cachestat. Each fault is told on
+   stderr. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -79,8 +80,10 @@ static ssize_t write_at(int fd, const void *data, size_t size, off64_t offset)
         errno = code;
         return -1;
     }
-    if (code == SHORT && size > 1000)
-        size = 1000;
+    /* Past the page cache whole blocks are written. */
+    size_t most = (fcntl(fd, F_GETFL) & O_DIRECT) ? 4096 : 1000;
+    if (code == SHORT && size > most)
+        size = most;
     return REAL(pwrite64)(fd, data, size, offset);
 }
 

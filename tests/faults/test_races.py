@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from avops.disk import Staging, write_file
 from faults.nursery import Ending, Nursery
 from faults.world import World, stages, tree
 
@@ -74,3 +75,23 @@ def test_a_dozen_over_one_earlier_output(nursery: Nursery, world: World, tmp_pat
         if tree(again) == found:
             return
     raise AssertionError("the output is a mixture")
+
+
+def test_a_parent_that_another_run_makes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question whether it is there and the making of it."""
+    real = Path.mkdir
+
+    def mkdir(path: Path, *args: object, **options: object) -> None:
+        if path.name in ("new", "deep"):
+            os.mkdir(path)
+        real(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    write_file(tmp_path / "new/deep/x", b"data")
+    assert (tmp_path / "new/deep/x").read_bytes() == b"data"
+    # What another run has made is not removed when this one fails.
+    with pytest.raises(RuntimeError), Staging(tmp_path / "a/new/x", directory=False):
+        raise RuntimeError
+    assert os.listdir(tmp_path / "a") == ["new"]
