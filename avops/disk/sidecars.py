@@ -7,6 +7,7 @@ Weights, nested directories, and files over 64 MiB are not sidecars.
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 from avops.disk.staging import RECIPE_NAME
@@ -56,6 +57,9 @@ def sidecars(directory: Path, *, known_only: bool) -> tuple[dict[str, bytes], di
         try:
             if path.is_dir():
                 skipped[path.name] = "a directory"
+            elif not stat.S_ISREG(path.stat().st_mode):
+                # A FIFO would never end, and neither would a link to a device.
+                skipped[path.name] = "not a regular file"
             elif path.stat().st_size > _MAX_SIZE:
                 skipped[path.name] = f"larger than {_MAX_SIZE >> 20} MiB"
             else:
@@ -81,11 +85,14 @@ def patch_config(raw: bytes, dtype: DType, where: str) -> bytes:
     """
     try:
         config = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: not a JSON object")
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     for key in keys:
         config[key] = dtype.torch
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{where}: holds text that is not valid Unicode") from None

@@ -23,7 +23,7 @@ from avops.errors import OutputError
 from avops.kernels import registry
 from avops.recipe import Recipe
 from avops.stream.fit import open_vectors
-from avops.stream.layout import Layout, index_file, is_directory, same_layout
+from avops.stream.layout import Layout, index_file, is_directory, recorded_size, same_layout
 from avops.stream.options import MergeOptions
 from avops.stream.plan import Output, Plan
 from avops.stream.record import model_card, recipe_record
@@ -131,6 +131,10 @@ def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> Merg
     inputs, segments = merge_segments(recipes, base, vectors, layout, seed)
     plan = Plan(inputs, layout.outputs, segments, len(recipes))
     prints, notes = _prints(recipes[0].base, base, vectors)
+    if base.index is not None and recorded_size(base.index) not in (None, base.nbytes):
+        recorded = recorded_size(base.index)
+        note = f"{base.path}: its index records a total_size of {recorded}, its tensors have "
+        notes += (f"{note}{base.nbytes} bytes; the output's index is right",)
     targets: list[Target] = []
     for recipe, out in wanted:
         kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}

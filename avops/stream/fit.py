@@ -7,7 +7,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from avops.disk import Checkpoint, Tensor, Vector, check_distinct, check_vector, open_vector
+from avops.disk import (
+    Checkpoint,
+    Tensor,
+    Vector,
+    check_distinct,
+    check_vector,
+    open_vector,
+    sidecars,
+)
 from avops.disk.parts import LowRank
 from avops.disk.vocabulary import check_token_ids
 from avops.errors import MismatchError, RecipeError
@@ -77,9 +85,10 @@ def _check_vocabulary(base: Checkpoint, vector: Vector) -> None:
 def _counts_tokens(base: Checkpoint, tensor: Tensor) -> bool:
     """Whether the tensor's first dimension is the vocabulary: by config.json, else by name."""
     try:
-        config: Any = json.loads((base.directory / "config.json").read_bytes())
+        files, _ = sidecars(base.directory, known_only=True)
+        config: Any = json.loads(files["config.json"])
         size = config.get("vocab_size") or config["text_config"]["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         size = None
     if isinstance(size, int):
         return tensor.shape[0] == size

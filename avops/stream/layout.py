@@ -73,9 +73,17 @@ def same_layout(base: Checkpoint, name: str | None, dtype: DType | None) -> Layo
             outputs.append(output)
         places.update({t.name: Place(number, offsets[t.name], dtype_of(t)) for t in tensors})
     index = base.index if name is None else None
-    if index is not None and dtype is not None:
-        index = _with_total_size(index, sum(_nbytes(t, dtype_of(t)) for t in base.tensors.values()))
+    if index is not None:
+        total = sum(_nbytes(tensor, dtype_of(tensor)) for tensor in base.tensors.values())
+        if recorded_size(index) not in (None, total):
+            index = _with_total_size(index, total)
     return Layout(tuple(outputs), places, index)
+
+
+def recorded_size(index: bytes) -> Any:
+    """The ``total_size`` that an index file records, None for none."""
+    metadata = json.loads(index).get("metadata")
+    return metadata.get("total_size") if isinstance(metadata, dict) else None
 
 
 def new_layout(

@@ -122,3 +122,16 @@ def test_published_paths() -> None:
     assert shown_path("models/base") == "models/base"
     assert shown_path(".") == Path.cwd().name
     assert shown_path("../x/base") == "base"
+
+
+def test_a_wrong_total_size_is_corrected_and_said(sharded_family: Family, tmp_path: Path) -> None:
+    path = sharded_family.base / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    right = index["metadata"]["total_size"]
+    recipe = Recipe(str(sharded_family.base), (term(sharded_family.one),))
+    assert plan_merge(recipe, tmp_path / "same").notes == ()
+    path.write_text(json.dumps({**index, "metadata": {"total_size": 7}}))
+    report = merge(plan_merge(recipe, tmp_path / "out"))
+    assert "records a total_size of 7, its tensors have" in report.notes[0]
+    written = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert written == {**index, "metadata": {"total_size": right}}
