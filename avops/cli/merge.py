@@ -74,17 +74,15 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--vocab",
         choices=("strict", "base"),
-        default="strict",
         help="base: of vocabularies of different sizes merge the shared rows, if their tokens "
         "agree",
     )
     parser.add_argument(
         "--rounding",
         choices=("nearest", "dither"),
-        default="nearest",
         help="dither: unbiased, so that small λ·AV do not vanish in bf16",
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of --rounding dither")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="of --rounding dither (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace an earlier output")
     parser.add_argument("--resume", action="store_true", help="take up what a killed run left")
     parser.add_argument("--dry-run", action="store_true", help="check and show the plan only")
@@ -99,7 +97,7 @@ def add(verbs: Any) -> None:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else -1
     if not 0 <= value < 1 << 64:
         raise argparse.ArgumentTypeError(f"{text}, expected 0 to 2^64 - 1")
     return value
@@ -131,6 +129,11 @@ def _write_mergekit(request: Request, args: argparse.Namespace) -> int:
 
     if len(request.wanted) > 1:
         raise UserError("--to-mergekit: several candidates, expected one λ for each AV")
+    if (request.options.rounding, request.options.vocab) != ("nearest", "strict"):
+        raise UserError(
+            "--to-mergekit with --rounding dither or --vocab base, which mergekit has no word for; "
+            "leave them out"
+        )
     recipe = request.wanted[0][0]
     base = open_base(recipe.base)
     sources = [term.source for term in recipe.terms]

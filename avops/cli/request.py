@@ -42,9 +42,9 @@ def request_of(args: argparse.Namespace) -> Request:
         allow_missing=args.allow_missing,
         allow_extra=args.allow_extra,
         allow_nonfinite=args.allow_nonfinite,
-        vocab=args.vocab,
-        rounding=args.rounding,
-        seed=args.seed,
+        vocab=args.vocab or "strict",
+        rounding=args.rounding or "nearest",
+        seed=args.seed or 0,
         resume=args.resume,
     )
     name = args.base or ""
@@ -67,6 +67,7 @@ def output_path(text: str) -> Path:
 
 
 def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
+    _check_seed(args, options)
     found = project.load_project()
     given = project.base_of(args.base, found)
     if not args.av:
@@ -115,7 +116,13 @@ def _refuse_with_config(args: argparse.Namespace) -> None:
             )
 
 
+def _check_seed(args: argparse.Namespace, options: MergeOptions) -> None:
+    if args.seed is not None and options.rounding != "dither":
+        raise UserError("--seed without --rounding dither: only dither has a seed; give both")
+
+
 def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
+    _check_seed(args, options)
     from avops.disk import open_base
     from avops.recipe.mergekit import parse_mergekit
 
@@ -138,10 +145,21 @@ def _from_mergekit(path: Path, args: argparse.Namespace, options: MergeOptions) 
 def _from_recipe(path: Path, args: argparse.Namespace, options: MergeOptions) -> Request:
     found = read_recipe(path)
     base = hub.local(found.recipe.base, quiet=args.json)
-    recipe = Recipe(base, project.located_terms(found.recipe.terms, quiet=args.json))
+    terms = project.located_terms(found.recipe.terms, quiet=args.json)
+    recipe = Recipe(base, terms)
     recorded = MergeOptions.recorded(found)
+    # Where the recorded paths are here.
+    places = {found.recipe.base: base}
+    places |= {
+        term.source.path: here.source.path
+        for term, here in zip(found.recipe.terms, terms, strict=True)
+    }
     options = replace(
         recorded,
+        fingerprints={places[name]: value for name, value in recorded.fingerprints.items()},
+        rounding=args.rounding or recorded.rounding,
+        seed=recorded.seed if args.seed is None else args.seed,
+        vocab=args.vocab or recorded.vocab,
         dtype=options.dtype or recorded.dtype,
         force=options.force,
         resume=options.resume,
@@ -149,5 +167,6 @@ def _from_recipe(path: Path, args: argparse.Namespace, options: MergeOptions) ->
         allow_extra=options.allow_extra or recorded.allow_extra,
         allow_nonfinite=options.allow_nonfinite or recorded.allow_nonfinite,
     )
+    _check_seed(args, options)
     out = output_path(args.out) if args.out else default_target(base)
     return Request(((recipe, out),), options)

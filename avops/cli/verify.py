@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from avops.cli import hub, output
 from avops.cli.options import read_recipe
-from avops.errors import RecipeError
+from avops.errors import RecipeError, UserError
 
 if TYPE_CHECKING:
     from avops.recipe import RecipeFile
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the verb."""
     from avops.stream.verify import verify
 
+    if not args.against and (args.base or args.av):
+        raise UserError("--base and --av say where the files of --against RECIPE are; give it, too")
     path = hub.local(args.path, quiet=args.json)
     recipe = _recipe(args) if args.against else None
     with output.progress("verifying", quiet=args.json) as progress:
@@ -80,28 +82,34 @@ def _recipe(args: argparse.Namespace) -> RecipeFile:
 
     file = read_recipe(Path(args.against))
     elsewhere = dict(map(_elsewhere, args.av))
+    known = [term.name for term in file.recipe.terms]
+    for name in elsewhere:
+        if name not in known:
+            raise RecipeError(
+                f"--av {name}: no term of {args.against} has this name; "
+                f"known names: {', '.join(known)}"
+            )
+    base = hub.local(args.base or file.recipe.base, quiet=args.json)
+    _check_here(args, base, "--base PATH")
+    prints = {base: file.fingerprints.get(file.recipe.base)}
     terms = []
     for term in file.recipe.terms:
-        path = elsewhere.pop(term.name, term.source.path)
+        path = elsewhere.get(term.name, term.source.path)
         if term.lam:
             path = hub.local(path, quiet=args.json)
+            _check_here(args, path, "--av NAME=PATH")
+        prints[path] = file.fingerprints.get(term.source.path)
         terms.append(replace(term, source=replace(term.source, path=path)))
-    if elsewhere:
-        known = ", ".join(term.name for term in file.recipe.terms)
+    known_prints = {path: value for path, value in prints.items() if value is not None}
+    return replace(file, recipe=Recipe(base, tuple(terms)), fingerprints=known_prints)
+
+
+def _check_here(args: argparse.Namespace, path: str, how: str) -> None:
+    if not os.path.exists(path):
         raise RecipeError(
-            f"--av {next(iter(elsewhere))}: no term of {args.against} has this name; "
-            f"known names: {known}"
+            f"{args.against}: {path} is not here, relative to the current directory; "
+            f"say where it is with {how}"
         )
-    base = hub.local(args.base or file.recipe.base, quiet=args.json)
-    for what, given in (("--base PATH", base), *(("--av NAME=PATH", t.source.path) for t in terms)):
-        if not os.path.exists(given) and not any(
-            t.source.path == given and not t.lam for t in terms
-        ):
-            raise RecipeError(
-                f"{args.against}: {given} is not here, relative to the current directory; "
-                f"say where it is with {what}"
-            )
-    return replace(file, recipe=Recipe(base, tuple(terms)))
 
 
 def _elsewhere(text: str) -> tuple[str, str]:

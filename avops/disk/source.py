@@ -121,7 +121,9 @@ class Source:
             # Without cachestat nothing tells what is cached, so reads stay ordinary.
             if None in shares:
                 self._go_direct = False
-            self._cached[region] = None in shares or shares == [1.0] * _SAMPLES
+            cached = None in shares or shares == [1.0] * _SAMPLES
+            # The first answer stays, whatever another thread sees a moment later.
+            self._cached.setdefault(region, cached)
         return self._cached[region]
 
     def cached_fd(self, offset: int, nbytes: int) -> int | None:

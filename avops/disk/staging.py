@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -79,15 +79,17 @@ class Staging:
         parent = next(p for p in self.target.parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
-        if self._resume:
-            nbytes -= self._stage.held()
-        usage = os.statvfs(parent)
-        free = usage.f_bavail * usage.f_frsize
-        if nbytes > free:
-            raise OutputError(
-                f"{self.target}: needs {nbytes:,} bytes, but {parent} has {free:,} free; "
-                "free some space or choose another -o"
-            )
+        check_space([self], nbytes)
+
+    @property
+    def holder(self) -> Path:
+        """The nearest directory above the target that exists."""
+        return next(p for p in self.target.parents if p.exists())
+
+    @property
+    def held(self) -> int:
+        """Bytes that a killed run's work, which will be taken up, has on the disk already."""
+        return self._stage.held() if self._resume else 0
 
     def __enter__(self) -> Staging:
         try:
@@ -101,6 +103,12 @@ class Staging:
                 self._fail("creating the staging directory", error)
             raise
         return self
+
+    def tidy(self) -> None:
+        """Remove what a killed run of this plan left beside an output that is finished."""
+        with contextlib.suppress(OSError), locked(self.target.parent):
+            if self._stage.take_up():
+                self._stage.remove()
 
     def _make_parents(self) -> None:
         for path in reversed([p for p in self.target.parents if not p.exists()]):
@@ -315,11 +323,33 @@ class Staging:
         advice = {
             errno.ENOSPC: "free some space or choose another -o",
             errno.EDQUOT: "raise the quota or choose another -o",
+            errno.EMFILE: "raise `ulimit -n`, or write fewer outputs at once",
+            errno.ENFILE: "too many files are open on this machine",
             errno.EFBIG: "the file system or `ulimit -f` limits file sizes; choose another -o",
         }.get(error.errno or 0, "check the disk, then run the command again")
         raise WriteError(
             f"{self.target}: {doing} failed: {error.strerror}; nothing was left behind; {advice}"
         ) from error
+
+
+def check_space(stagings: Sequence[Staging], nbytes: int) -> None:
+    """Refuse outputs of ``nbytes`` bytes each that do not all fit on their disks.
+
+    Raises OutputError.
+    """
+    disks: dict[int, list[Staging]] = {}
+    for staging in stagings:
+        disks.setdefault(staging.holder.stat().st_dev, []).append(staging)
+    for there in disks.values():
+        needed = sum(nbytes - staging.held for staging in there)
+        usage = os.statvfs(there[0].holder)
+        free = usage.f_bavail * usage.f_frsize
+        if needed > free:
+            raise OutputError(
+                f"{there[0].target}: needs {needed:,} bytes"
+                f"{f' with {len(there) - 1} more outputs' if len(there) > 1 else ''}, but "
+                f"{there[0].holder} has {free:,} free; free some space or choose another -o"
+            )
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -340,5 +370,5 @@ def _listed(recipe: Path) -> set[str]:
     try:
         files = json.loads(recipe.read_bytes())["files"]
         return {recipe.name, *(str(name) for name in files)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return set()

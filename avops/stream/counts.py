@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Counts:
 
     def to_json(self) -> list[Any]:
         """For the journal."""
-        sums = [[found.terms, found.gram] for found in self.sums]
+        sums = [[found.terms, found.gram.tolist()] for found in self.sums]
         numbers = [self.elements, self.unchanged, self.overflowed, self.flushed]
         return [*numbers, list(self.nonfinite.items()), sums]
 
@@ -54,5 +55,5 @@ class Counts:
     def from_json(cls, data: Sequence[Any]) -> Counts:
         """The counts that ``to_json`` made."""
         elements, unchanged, overflowed, flushed, nonfinite, sums = data
-        found = [Sums(tuple(terms), tuple(gram)) for terms, gram in sums]
+        found = [Sums(tuple(terms), array("d", gram)) for terms, gram in sums]
         return cls(elements, unchanged, overflowed, flushed, Counter(dict(nonfinite)), found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from avops.disk import (
     vector_notes,
 )
 from avops.dtypes import DType
-from avops.errors import OutputError
+from avops.errors import MismatchError, OutputError
 from avops.kernels import registry
 from avops.recipe import Recipe
 from avops.stream.fit import open_vectors
-from avops.stream.layout import Layout, index_file, is_directory, recorded_size, same_layout
+from avops.stream.layout import index_file, is_directory, recorded_size, same_layout
 from avops.stream.options import MergeOptions
 from avops.stream.plan import Output, Plan
 from avops.stream.record import model_card, recipe_record
@@ -126,29 +127,51 @@ def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> Merg
         raise OutputError(
             f"{', '.join(map(str, outs))}: files and directories, expected one kind for all"
         )
+    _check_apart(outs)
     layout = same_layout(base, None if directory else outs[0].name, options.dtype)
     seed = options.seed if options.rounding == "dither" else None
     inputs, segments = merge_segments(recipes, base, vectors, layout, seed)
     plan = Plan(inputs, layout.outputs, segments, len(recipes))
     prints, notes = _prints(recipes[0].base, base, vectors)
+    for path, found in prints.items():
+        recorded = options.fingerprints.get(path, found)
+        if recorded != found:
+            raise MismatchError(
+                f"{path}: has the fingerprint {found[:12]}…, but the recipe was made with "
+                f"{recorded[:12]}…: it is another model by now; give the one that was merged, or "
+                "state the merge anew with BASE and --av"
+            )
     if base.index is not None and recorded_size(base.index) not in (None, base.nbytes):
         recorded = recorded_size(base.index)
         note = f"{base.path}: its index records a total_size of {recorded}, its tensors have "
         notes += (f"{note}{base.nbytes} bytes; the output's index is right",)
+    shared: dict[str, bytes] = {}
+    if directory:
+        shared, more = _sidecars(base, options.dtype)
+        notes += more
     targets: list[Target] = []
     for recipe, out in wanted:
         kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}
         record = recipe_record(recipe, prints, options, kinds)
         small: tuple[tuple[str, bytes], ...] = ()
         if directory:
-            small, more = _directory_files(base, layout, record, options.dtype)
-        else:
-            more = _file_notes(base, out) if not targets else ()
-        notes += tuple(note for note in more if note not in notes)
+            card = {"README.md": model_card(record)}
+            small = (*{**shared, **card}.items(), *index_file(layout))
+        elif not targets:
+            notes += _file_notes(base, out)
         targets.append(Target(recipe, out, record, small))
     keep = (base.path, *(vector.checkpoint.path for vector in vectors.values()))
     keep += tuple(Path(t.source.path) for t in recipes[0].terms if Path(t.source.path).exists())
     return MergePlan(tuple(targets), options, plan, keep, notes)
+
+
+def _check_apart(outs: Sequence[Path]) -> None:
+    """Refuse two outputs that are one file or directory by a link."""
+    seen: dict[str, Path] = {}
+    for out in outs:
+        other = seen.setdefault(os.path.realpath(out), out)
+        if other is not out:
+            raise OutputError(f"{out}: the same place as {other}; expected outputs of their own")
 
 
 def _check_alike(recipes: Sequence[Recipe]) -> None:
@@ -178,10 +201,8 @@ def _prints(
     return prints, notes
 
 
-def _directory_files(
-    base: Checkpoint, layout: Layout, record: Mapping[str, Any], dtype: DType | None
-) -> tuple[tuple[tuple[str, bytes], ...], tuple[str, ...]]:
-    """The small files of a directory output, and what to say about those left out."""
+def _sidecars(base: Checkpoint, dtype: DType | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The sidecars of a directory output, and what to say about those left out."""
     files, skipped = sidecars(base.directory, known_only=base.is_file)
     notes = tuple(f"{name} was not copied: {why}" for name, why in skipped.items())
     if "config.json" not in files:
@@ -189,8 +210,7 @@ def _directory_files(
     elif dtype is not None:
         where = str(base.directory / "config.json")
         files["config.json"] = patch_config(files["config.json"], dtype, where)
-    files["README.md"] = model_card(record)
-    return (*files.items(), *index_file(layout)), notes
+    return files, notes
 
 
 def _file_notes(base: Checkpoint, out: Path) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ Sums are over a fixed sample: of every tensor the first 4,096 elements of each 2
 
 from __future__ import annotations
 
+import itertools
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +23,13 @@ SAMPLE = 1 << 12
 class Sums:
     """Inner products of the sample of one piece.
 
-    terms: which alignment vectors, by number. gram: row-major inner products of λ_k·Δ_k, then of
-    out − base as the last row and column.
+    terms: which alignment vectors, by number. gram: inner products of λ_k·Δ_k, and of out − base
+    as the last of them; the upper triangle, row by row. Compact: there is one for every 2^21
+    elements of a model.
     """
 
     terms: tuple[int, ...]
-    gram: tuple[float, ...]
+    gram: array[float]
 
 
 def sampled(first: int, count: int) -> Iterable[slice]:
@@ -43,7 +46,8 @@ def inner_products(terms: Sequence[int], rows: np.ndarray) -> Sums:
     """The sums of ``rows``, f64 [terms + 1, elements]; non-finite elements are left out."""
     if not np.isfinite(rows).all():
         rows = rows[:, np.isfinite(rows).all(axis=0)]
-    return Sums(tuple(terms), tuple((rows @ rows.T).ravel().tolist()))
+    upper = np.triu_indices(len(rows))
+    return Sums(tuple(terms), array("d", (rows @ rows.T)[upper].tolist()))
 
 
 def gains(count: int, sums: Iterable[Sums]) -> tuple[float | None, ...]:
@@ -54,10 +58,11 @@ def gains(count: int, sums: Iterable[Sums]) -> tuple[float | None, ...]:
     parts: list[list[list[float]]] = [[[] for _ in range(count + 1)] for _ in range(count + 1)]
     for found in sums:
         places = (*found.terms, count)
-        for i, row in enumerate(places):
-            for j, column in enumerate(places):
-                parts[row][column].append(found.gram[i * len(places) + j])
+        pairs = itertools.combinations_with_replacement(places, 2)
+        for (row, column), value in zip(pairs, found.gram, strict=True):
+            parts[row][column].append(value)
     gram = np.array([[math.fsum(cell) for cell in row] for row in parts])
+    gram += np.triu(gram, 1).T
     known = [k for k in range(count) if gram[k, k] > 0]
     result: list[float | None] = [None] * count
     if known:

@@ -10,10 +10,11 @@ import numpy as np
 
 from avops.disk.digest import BLOCK
 from avops.disk.source import Source, aligned_memory
-from avops.dtypes import BF16
-from avops.kernels import Operand, Term, combine
+from avops.dtypes import BF16, F32
+from avops.kernels import Operand, Term, combine, factors, lowrank
+from avops.stream.factors import largest_factors
 from avops.stream.pipeline import affordable
-from avops.stream.plan import Plan
+from avops.stream.plan import LowRankRange, Plan
 
 # Reads that are timed: enough for a disk to show its speed, soon over.
 _PROBES = 8
@@ -62,7 +63,9 @@ def estimate(plan: Plan, threads: int) -> Estimate:
     cpus = min(workers, os.cpu_count() or 1)
     busy = (plan.bytes_read + plan.bytes_written) / (speed * cpus)
     disk = (plan.bytes_read * (1 - cached) + plan.bytes_written) / read if read else 0.0
-    return Estimate(_PROGRAM + workers * per_worker, max(busy, disk), cached, read, speed)
+    memory = _PROGRAM + workers * per_worker + 2 * largest_factors(plan)
+    busy += _low_rank_seconds(plan) / cpus
+    return Estimate(memory, max(busy, disk), cached, read, speed)
 
 
 def _probe(source: Source, size: int) -> tuple[int, float]:
@@ -83,6 +86,25 @@ def _kernel_speed(terms: int) -> float:
     added = [Term(value, 0.5, aligned=True) for value in values[2:]]
     best = min(_timed(base, added, out) for _ in range(3))
     return (terms + 2) * count * 2 / best
+
+
+def _low_rank_seconds(plan: Plan) -> float:
+    """How long one thread takes for all low-rank differences, by a small one."""
+    products = sum(
+        segment.count * term.values.rank
+        for segment in plan.segments
+        for term in segment.terms
+        if isinstance(term.values, LowRankRange)
+    )
+    if not products:
+        return 0.0
+    rank, columns = 16, 4096
+    one = Operand(np.zeros(rank * columns, np.float32), F32)
+    small = factors(one, one, rank=rank, scale=1.0, transposed=False)
+    out = Operand(np.empty(16 * columns, np.float32), F32)
+    start = time.perf_counter()
+    lowrank(small, 0, out)
+    return products * (time.perf_counter() - start) / (out.array.size * rank)
 
 
 def _timed(base: Operand, terms: list[Term], out: Operand) -> float:

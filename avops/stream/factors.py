@@ -10,17 +10,22 @@ import numpy as np
 
 from avops.disk.source import Source
 from avops.kernels import Factors, Operand, factors
-from avops.stream.plan import LowRankRange, Range
+from avops.stream.plan import LowRankRange, Plan, Range
 
-# Bytes kept beyond what is at work. Windows go through tensors in order, so few are needed.
+# Bytes kept at least.
 _KEPT = 32 << 20
 
 
 class FactorCache:
-    """Factors by their place; the least recently used go first."""
+    """Factors by their place; the least recently used go first.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    Windows go through tensors in order, so those of the two largest tensors are enough for all
+    threads: the one that ends and the one that begins.
+    """
+
+    def __init__(self, sources: Sequence[Source], plan: Plan) -> None:
         self._sources = sources
+        self._limit = max(_KEPT, 2 * largest_factors(plan))
         self._lock = threading.Lock()
         self._found: OrderedDict[LowRankRange, Factors] = OrderedDict()
 
@@ -29,7 +34,7 @@ class FactorCache:
         with self._lock:
             if where not in self._found:
                 self._found[where] = self._load(where)
-                while len(self._found) > 1 and self._nbytes() > _KEPT:
+                while len(self._found) > 1 and self._nbytes() > self._limit:
                     self._found.popitem(last=False)
             self._found.move_to_end(where)
             return self._found[where]
@@ -47,3 +52,18 @@ class FactorCache:
         raw = np.empty(count * where.dtype.size, np.uint8)
         self._sources[where.file].read_all(raw.data, where.offset)
         return Operand(raw.view(where.dtype.storage), where.dtype)
+
+
+def largest_factors(plan: Plan) -> int:
+    """Bytes in float32 of the factors of the tensor of ``plan`` that has most of them."""
+    return max(
+        (
+            sum(
+                4 * term.values.rank * sum(term.values.sizes)
+                for term in segment.terms
+                if isinstance(term.values, LowRankRange)
+            )
+            for segment in plan.segments
+        ),
+        default=0,
+    )

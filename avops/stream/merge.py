@@ -14,6 +14,9 @@ from typing import Any
 
 from avops import env
 from avops.disk import Staging
+from avops.disk.digest import bytes_digest, file_digest
+from avops.disk.staging import check_space
+from avops.errors import AvopsError
 from avops.recipe import Recipe
 from avops.stream.decide import MergePlan, Target, decide
 from avops.stream.nonfinite import refuse_nonfinite
@@ -94,14 +97,44 @@ def plan_merges(
     The outputs are all directories, or all files.
     """
     plan = decide(wanted, options or MergeOptions())
-    outs = [target.path for target in plan.targets]
+    notes = list(plan.notes)
+    stagings = []
     for target in plan.targets:
+        if plan.options.resume and finished(plan, target) is not None:
+            continue
         staging = _staging(plan, target)
-        staging.check(plan.bytes_written if len({out.parent for out in outs}) == 1 else 0)
+        staging.check(0)
+        stagings.append(staging)
         if not plan.options.resume:
-            more = leftover_notes(staging, resumable=True)
-            plan = dataclasses.replace(plan, notes=plan.notes + more)
-    return plan
+            notes += leftover_notes(staging, resumable=True)
+    check_space(stagings, plan.bytes_written // len(plan.targets))
+    return dataclasses.replace(plan, notes=tuple(notes))
+
+
+def finished(plan: MergePlan, target: Target) -> Mapping[str, Any] | None:
+    """The recipe of ``target`` when it is in place already, as this very merge writes it.
+
+    Reads all of it, to be sure.
+    A run of several outputs that was killed between two of them leaves some of them finished.
+    """
+    path = target.path if target.directory else target.path.parent
+    try:
+        found: Any = json.loads((path / target.recipe_name).read_bytes())
+        files = found["files"]
+        record = {key: found[key] for key in found if key not in ("files", "measured")}
+        here = {name: file_digest(path / name) for name in files}
+        small = {name: files[name]["xxh3"] for name, _ in target.small}
+        weights = {output.name: files[output.name]["bytes"] for output in target.outputs(plan.plan)}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, AvopsError):
+        return None
+    same = (
+        record == json.loads(json.dumps(target.record))
+        and here == {name: entry["xxh3"] for name, entry in files.items()}
+        and small == {name: bytes_digest(data) for name, data in target.small}
+        and weights == {output.name: output.size for output in target.outputs(plan.plan)}
+        and len(files) == len(small) + len(weights)
+    )
+    return found if same else None
 
 
 def merge(
@@ -109,38 +142,66 @@ def merge(
 ) -> MergeReport:
     """Carry out ``plan``: bounded memory, staged, renamed into place at the end.
 
-    Raises NonFiniteError, WriteError, OutputError, CheckpointError; then nothing was written.
+    Raises NonFiniteError, WriteError, OutputError, CheckpointError; then nothing was written, or,
+    of several outputs, those that the error names: all are flushed before the first is placed.
     """
     start = time.perf_counter()
     notes = list(plan.notes)
+    done: dict[int, Written] = {}
     with contextlib.ExitStack() as stack:
-        stagings = [stack.enter_context(_staging(plan, target)) for target in plan.targets]
-        taken = sum(len(staging.resumed) for staging in stagings)
-        if taken:
-            notes.append(f"resumed: {taken} blocks of a killed run were there")
-        elif plan.options.resume:
-            notes.append("nothing to resume: no killed run of this very merge was found")
-        outcomes = run(
-            plan.plan,
-            [
-                StagingSink(staging, target.outputs(plan.plan))
-                for target, staging in zip(plan.targets, stagings, strict=True)
-            ],
-            threads=threads or env.workers(),
-            progress=progress,
-        )
-        written = []
-        for target, staging, outcome in zip(plan.targets, stagings, outcomes, strict=True):
-            written.append(_finish(plan, target, staging, outcome, notes))
-        for staging in stagings:
-            staging.commit()
-            notes += staging.notes
+        stagings: dict[int, Staging] = {}
+        for number, target in enumerate(plan.targets):
+            record = finished(plan, target) if plan.options.resume else None
+            if record is None:
+                stagings[number] = stack.enter_context(_staging(plan, target))
+            else:
+                _staging(plan, target).tidy()
+                nbytes = sum(entry["bytes"] for entry in record["files"].values())
+                done[number] = Written(target.path, target.recipe, record, nbytes)
+                notes.append(f"{target.path} was finished already")
+        _note_resumed(plan, stagings, notes)
+        sinks = [
+            StagingSink(stagings[number], target.outputs(plan.plan)) if number in stagings else None
+            for number, target in enumerate(plan.targets)
+        ]
+        outcomes = run(plan.plan, sinks, threads=threads or env.workers(), progress=progress)
+        for number, staging in stagings.items():
+            target = plan.targets[number]
+            done[number] = _finish(plan, target, staging, outcomes[number], notes)
+        _publish(list(stagings.values()), notes)
     return MergeReport(
-        tuple(written),
+        tuple(done[number] for number in range(len(plan.targets))),
         time.perf_counter() - start,
         plan.plan.bytes_read,
         tuple(notes),
     )
+
+
+def _note_resumed(plan: MergePlan, stagings: Mapping[int, Staging], notes: list[str]) -> None:
+    taken = sum(len(staging.resumed) for staging in stagings.values())
+    if taken:
+        notes.append(f"resumed: {taken} blocks of a killed run were there")
+    elif plan.options.resume and len(stagings) == len(plan.targets):
+        notes.append("nothing to resume: no killed run of this very merge was found")
+        for staging in stagings.values():
+            notes += leftover_notes(staging)
+
+
+def _publish(stagings: Sequence[Staging], notes: list[str]) -> None:
+    """Flush all outputs, then put them in place one after the other."""
+    for staging in stagings:
+        staging.flush()
+    placed: list[str] = []
+    for staging in stagings:
+        try:
+            staging.commit()
+        except AvopsError as error:
+            if placed:
+                what = f"{error}; in place already: {', '.join(placed)}"
+                raise type(error)(what) from error
+            raise
+        placed.append(str(staging.target))
+        notes += staging.notes
 
 
 def _finish(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from avops.dtypes import DType, parse_dtype
 from avops.recipe import RecipeFile
@@ -16,7 +17,8 @@ class MergeOptions:
     allow_missing, allow_extra: accept AVs that lack or add tensors. allow_nonfinite: accept NaN
     and infinities in the result. vocab: ``strict``, or ``base`` to merge the rows that both
     vocabularies have. rounding: ``nearest``, or ``dither`` with ``seed``. resume: take up what a
-    killed run of the same merge left.
+    killed run of the same merge left. fingerprints: by path, of base and AVs as a recipe recorded
+    them; another one is refused.
     """
 
     dtype: DType | None = None
@@ -28,6 +30,7 @@ class MergeOptions:
     rounding: str = "nearest"
     seed: int = 0
     resume: bool = False
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def recorded(cls, file: RecipeFile) -> MergeOptions:
@@ -40,4 +43,5 @@ class MergeOptions:
             vocab=file.vocab,
             rounding=file.rounding,
             seed=file.seed or 0,
+            fingerprints=file.fingerprints,
         )

@@ -54,9 +54,11 @@ class Sink(Protocol):
 
 
 def run(
-    plan: Plan, sinks: Sequence[Sink], *, threads: int, progress: Progress | None = None
+    plan: Plan, sinks: Sequence[Sink | None], *, threads: int, progress: Progress | None = None
 ) -> list[Outcome]:
-    """Carry out ``plan``, each candidate into its sink. ``progress(done, total)`` gets bytes read.
+    """Carry out ``plan``, each candidate into its sink; without a sink, it is left out.
+
+    ``progress(done, total)`` gets bytes read.
 
     The first error stops all workers and is raised. An interrupt does the same.
     Raises CheckpointError when an input is not, or no longer, what was planned with.
@@ -85,7 +87,7 @@ def run(
 class _Job:
     """One run's shared state: inputs, the queue of windows, and the outcomes."""
 
-    def __init__(self, plan: Plan, sinks: Sequence[Sink], progress: Progress | None) -> None:
+    def __init__(self, plan: Plan, sinks: Sequence[Sink | None], progress: Progress | None) -> None:
         self.plan, self.sinks, self.progress = plan, sinks, progress
         self.stop = threading.Event()
         self._lock = threading.Lock()
@@ -101,11 +103,12 @@ class _Job:
             for item in plan.inputs:
                 self.sources.append(Source(item.path, item.identity))
             for sink in sinks:
-                sink.open()
+                if sink is not None:
+                    sink.open()
         except BaseException:
             self.close()
             raise
-        self._factors = FactorCache(self.sources)
+        self._factors = FactorCache(self.sources, plan)
 
     def close(self) -> None:
         for source in self.sources:
@@ -129,7 +132,7 @@ class _Job:
         wanted = [
             candidate
             for candidate, sink in enumerate(self.sinks)
-            if not self._resume(candidate, sink, window)
+            if sink is not None and not self._resume(candidate, sink, window)
         ]
         if not wanted:
             return sum(piece.count * bytes_per_count(piece.segment) for piece in window.pieces)
@@ -144,8 +147,9 @@ class _Job:
         return nbytes
 
     def _deliver(self, candidate: int, window: Window, data: memoryview, counts: Counts) -> None:
-        digest = block_digest(data)
-        self.sinks[candidate].put(window, data, digest, counts)
+        digest, sink = block_digest(data), self.sinks[candidate]
+        if sink is not None:
+            sink.put(window, data, digest, counts)
         self._record(candidate, window, digest, counts)
 
     def _resume(self, candidate: int, sink: Sink, window: Window) -> bool:

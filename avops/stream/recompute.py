@@ -136,8 +136,10 @@ class _Comparison:
             for piece in window.pieces:
                 part = wrong[piece.at : piece.at + piece.nbytes]
                 rest[piece.at : piece.at + piece.nbytes] = False
-                size = piece.nbytes // piece.count if piece.nbytes % piece.count == 0 else 1
-                elements = int(part.reshape(-1, size).any(axis=1).sum())
+                # Bytes are counted as the elements that they belong to.
+                size, copied = piece.segment.dtype.size, piece.segment.operation == "copy"
+                first = piece.first if copied else piece.first * size + piece.skip
+                elements = np.unique((np.flatnonzero(part) + first) // size).size
                 if elements:
                     self.tensors[piece.segment.tensor] += elements
             if rest.any() and window.output not in self._headers:

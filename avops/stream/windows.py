@@ -57,10 +57,10 @@ def windows(plan: Plan) -> Iterator[Window]:
             while place < len(queue) and _end(queue[place][1]) <= start:
                 place += 1
             pieces: list[Piece] = []
-            for number, segment in queue[place:]:
-                if segment.offset >= end:
-                    break
-                pieces += _pieces(number, segment, start, end)
+            reached = place
+            while reached < len(queue) and queue[reached][1].offset < end:
+                pieces += _pieces(*queue[reached], start, end)
+                reached += 1
             yield Window(output, block, start, end - start, tuple(pieces))
 
 

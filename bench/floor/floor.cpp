@@ -123,6 +123,7 @@ class Floor {
                 outputs_.back()->segments.push_back(segment);
             }
         }
+        if (outputs_.empty()) fail("no output in " + plan);
         if (!lams_.empty()) combine_ = combine_for(static_cast<int>(lams_.size()));
     }
 

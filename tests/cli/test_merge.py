@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +248,78 @@ def test_verify_against_files_elsewhere(
     assert "expected NAME=PATH" in capsys.readouterr().err
     avops(*args, "--av", "med=moved/m.safetensors")
     assert "bit for bit what the recipe gives" in capsys.readouterr().out
+
+
+# ---- what a recipe file says, and flags beside it
+
+
+def test_a_recipe_on_another_model_is_refused(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    avops("merge", "base.safetensors", *AVS)
+    Path("base.safetensors").write_bytes(Path("aligned/leg.safetensors").read_bytes())
+    avops("merge", "merged.avops_recipe.json", "-o", "again.safetensors", code=2)
+    err = capsys.readouterr().err
+    assert "base.safetensors: has the fingerprint" in err
+    assert "it is another model by now" in err
+    avops("verify", "merged.safetensors", "--against", "merged.avops_recipe.json", code=2)
+    assert "it is another model by now" in capsys.readouterr().err
+
+
+def test_flags_beside_a_recipe_win(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    avops("merge", *AVS)
+    recipe = "merged.avops_recipe.json"
+    found = result(capsys, "merge", recipe, "--rounding", "dither", "--seed", "3", "-o", "a")
+    assert (found["recipe"]["rounding"], found["recipe"]["seed"]) == ("dither", 3)
+    found = result(capsys, "merge", "a/avops_recipe.json", "--rounding", "nearest", "-o", "b")
+    assert found["recipe"]["rounding"] == "nearest"
+    found = result(capsys, "merge", "a/avops_recipe.json", "-o", "c")
+    assert (found["recipe"]["rounding"], found["recipe"]["seed"]) == ("dither", 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["merge", *AVS, "--seed", "1"], "--seed without --rounding dither"),
+        (["merge", *AVS, "--to-mergekit", "-", "--rounding", "dither"], "mergekit has no word for"),
+        (["merge", *AVS, "--to-mergekit", "-", "--vocab", "base"], "mergekit has no word for"),
+        (["verify", "base.safetensors", "--av", "a=b"], "give it, too"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(
+    project: SmallProject, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    avops(*argv, code=2)
+    assert message in capsys.readouterr().err
+
+
+def test_two_outputs_in_one_place_are_refused(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    avops("merge", "--av", "med:-1,1", "-o", "m{med}.safetensors")
+    Path("m1.safetensors").unlink()
+    Path("m1.safetensors").symlink_to("m-1.safetensors")
+    avops("merge", "--av", "med:-1,1", "-o", "m{med}.safetensors", "--force", code=2)
+    assert "m1.safetensors: the same place as m-1.safetensors" in capsys.readouterr().err
+
+
+def test_resume_goes_on_after_the_outputs_that_are_finished(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["merge", "--av", "med:-1,1", "-o", "m{med}"]
+    avops(*args)
+    before = {name: sha(f"m-1/{name}") for name in os.listdir("m-1")}
+    wanted = {name: sha(f"m1/{name}") for name in os.listdir("m1")}
+    shutil.rmtree("m1")
+    avops(*args, code=2)
+    capsys.readouterr()
+    avops(*args, "--resume")
+    assert "m-1 was finished already" in capsys.readouterr().err
+    assert {name: sha(f"m-1/{name}") for name in os.listdir("m-1")} == before
+    assert {name: sha(f"m1/{name}") for name in os.listdir("m1")} == wanted
+    (Path("m-1") / "config.json").write_text("changed by hand")
+    shutil.rmtree("m1")
+    avops(*args, "--resume", code=2)
+    assert "m-1: already exists" in capsys.readouterr().err

@@ -263,3 +263,25 @@ def test_memory_is_aligned() -> None:
         memory = aligned_memory(nbytes)
         assert len(memory) >= nbytes
         assert np.frombuffer(memory, np.uint8).ctypes.data % ALIGN == 0
+
+
+def test_what_is_cached_is_decided_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever thread is first: who was told that it is cached may rely on it."""
+    source = opened(path)
+    if module.cached_share(source._fd, 0, 1) is None:
+        pytest.skip("no cachestat(2) here")
+    path.read_bytes()
+    answers = []
+
+    def share(fd: int, offset: int, nbytes: int) -> float:
+        """While this thread asks, another one has asked and has got another answer."""
+        if not answers:
+            answers.append(1.0)
+            assert source.cached_fd(0, 1) == source._fd
+            answers.append(0.0)
+        return answers[-1]
+
+    monkeypatch.setattr(module, "cached_share", share)
+    assert source.cached_fd(0, 1) == source._fd
+    assert source.cached_fd(0, 1) == source._fd
+    source.close()

@@ -74,9 +74,21 @@ def test_only_the_second_output_fails(
     (small_disk / "filler").write_bytes(bytes(200_000))
     ending = nursery.run(large.scenario(first, second, lams=(1, 2)))
     kind, message, _ = ending.error
-    assert kind in ("WriteError", "OutputError")
-    assert str(second) in message
+    assert kind == "OutputError"
+    assert message.startswith(f"{second}: needs 13")
     assert "free some space" in message
+    assert os.listdir(small_disk) == ["filler"]
+    assert not (tmp_path / "x").exists()
+
+
+def test_only_the_second_output_fails_midway(
+    nursery: Nursery, large: World, small_disk: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "x/1.safetensors", small_disk / "2.safetensors"
+    fill = [5, "fill", str(small_disk)]
+    ending = nursery.run(large.scenario(first, second, lams=(1, 2), block=4096, at_window=fill))
+    assert_full(ending)
+    assert ending.error[1].startswith(f"{second}: ")
     assert os.listdir(small_disk) == ["filler"]
     assert not (tmp_path / "x").exists()
 

@@ -100,7 +100,7 @@ def test_several_outputs_are_taken_up_together(
 def test_several_outputs_killed_at_every_step_of_publishing(
     nursery: Nursery, world: World, tmp_path: Path
 ) -> None:
-    """Each is whole or not there. What is published already needs --force, which replaces it."""
+    """Each is whole or not there, and what is there already stays."""
     outs = [tmp_path / "whole" / f"out{n}.safetensors" for n in range(2)]
     whole = nursery.run(world.scenario(*outs, lams=LAMS[:2], trace=True)).result
     trace, expected = whole["trace"], [tree(out) for out in outs]
@@ -110,10 +110,9 @@ def test_several_outputs_killed_at_every_step_of_publishing(
         scenario = world.scenario(*now, lams=LAMS[:2])
         killed = nursery.run({**scenario, "crash": [step, "before"]})
         assert killed.signal == signal.SIGKILL
-        there = [out.exists() for out in now]
         for out, files in zip(now, expected, strict=True):
             assert not out.exists() or tree(out) == files, where
-        done = nursery.run({**scenario, "options": {"resume": True, "force": any(there)}})
+        done = nursery.run({**scenario, "options": {"resume": True}})
         assert not done.error[0], (where, done)
         assert [tree(out) for out in now] == expected, where
         assert len(os.listdir(now[0].parent)) == 4, where

@@ -69,6 +69,15 @@ def test_errors_of_the_list_and_of_the_maker() -> None:
         work_off([1, 2], broken, threads=2)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where it is ignored: a shell's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_gets_through() -> None:
     begun = threading.Event()
 
