@@ -32,6 +32,8 @@ def machine() -> dict[str, object]:
         "commit": commit or "unknown",
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": versions,
     }

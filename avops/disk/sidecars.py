@@ -52,7 +52,7 @@ def sidecars(directory: Path, *, known_only: bool) -> tuple[dict[str, bytes], di
         ) from None
     for path in paths:
         wanted = path.name in _KNOWN or (not known_only and _is_sidecar(path))
-        if not wanted or path.name in _NEVER:
+        if not wanted or path.name in _NEVER or path.name.endswith(f".{RECIPE_NAME}"):
             continue
         try:
             if path.is_dir():

@@ -56,8 +56,11 @@ class Fused:
     ) -> CombineStats | None:
         """Fill ``out``, bytes, with a combined piece; None when a read failed."""
         assert self._native is not None
+        inputs = self._inputs(piece)
+        if not inputs:
+            return None
         counts = self._native.combine_files(
-            self._inputs(piece),
+            inputs,
             address(out),
             piece.segment.dtype.code,
             piece.count,

@@ -125,10 +125,14 @@ def finished(plan: MergePlan, target: Target) -> Mapping[str, Any] | None:
         here = {name: file_digest(path / name) for name in files}
         small = {name: files[name]["xxh3"] for name, _ in target.small}
         weights = {output.name: files[output.name]["bytes"] for output in target.outputs(plan.plan)}
+        written = min((path / name).stat().st_mtime_ns for name in weights)
+        changed = max(item.path.stat().st_ctime_ns for item in plan.plan.inputs)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, AvopsError):
         return None
     same = (
-        record == json.loads(json.dumps(target.record))
+        # The fingerprints in the record do not see every change of an input.
+        changed < written
+        and record == json.loads(json.dumps(target.record))
         and here == {name: entry["xxh3"] for name, entry in files.items()}
         and small == {name: bytes_digest(data) for name, data in target.small}
         and weights == {output.name: output.size for output in target.outputs(plan.plan)}
@@ -246,6 +250,10 @@ def _plan_id(plan: MergePlan, target: Target) -> str:
             (output.name, output.size, hashlib.sha256(output.prefix).hexdigest())
             for output in plan.plan.outputs
         ],
-        "inputs": [dataclasses.astuple(item.identity) for item in plan.plan.inputs],
+        # Without the device: its number may be another one after the power cut.
+        "inputs": [
+            (item.identity.inode, item.identity.size, item.identity.mtime_ns)
+            for item in plan.plan.inputs
+        ],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -90,7 +90,8 @@ class _Job:
     def __init__(self, plan: Plan, sinks: Sequence[Sink | None], progress: Progress | None) -> None:
         self.plan, self.sinks, self.progress = plan, sinks, progress
         self.stop = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._at_work = 0
         self._queue: Iterator[Window] = windows(plan)
         self._total, self._done = plan.bytes_read, 0
         self._counts = [Counts() for _ in sinks]
@@ -111,10 +112,29 @@ class _Job:
         self._factors = FactorCache(self.sources, plan)
 
     def close(self) -> None:
+        """Close the inputs when no thread is at work any more.
+
+        The pool knows nothing of a thread at whose start an interrupt came, and does not wait.
+        """
+        self.stop.set()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._at_work)
         for source in self.sources:
             source.close()
 
     def work(self) -> None:
+        with self._lock:
+            if self.stop.is_set():
+                return
+            self._at_work += 1
+        try:
+            self._work()
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._lock.notify_all()
+
+    def _work(self) -> None:
         worker = Worker(self.plan, self.sources, self._factors)
         while not self.stop.is_set():
             with self._lock:

@@ -67,9 +67,13 @@ class Input {
         return state > 0;
     }
 
-    // Where the bytes are: in the mapping, or read into `buffer` through the page cache.
+    // Where the bytes are: in the mapping, or read into `buffer` (a whole page and a piece, at least)
+    // through the page cache.
     const uint8_t *get(uint8_t *buffer, int64_t offset, int64_t bytes) const {
         if (map_ == nullptr) {
+            // Zen 4's `rep movsb`, the kernel's copy, is four times slower when the destination is 1 to
+            // 31 bytes after the source within their pages. Whole cache lines suit the loops.
+            buffer += (offset % PAGE + 32 + 63) / 64 * 64;
             for (int64_t done = 0; done < bytes;) {
                 const ssize_t got = pread(fd_, buffer + done, bytes - done, offset + done);
                 if (got <= 0) fail("read " + path_);

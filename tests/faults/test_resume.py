@@ -386,3 +386,33 @@ def test_room_for_one_copy_is_enough(nursery: Nursery, small_disk: Path, tmp_pat
     assert "free some space" in refused.error[1]
     complete(nursery, world.scenario(out, block=4096, options=RESUME))
     assert stages(out) == []
+
+
+def test_a_finished_output_is_left_as_it_is(nursery: Nursery, world: World, tmp_path: Path) -> None:
+    """A kill may come when all is done; whoever repeats the command until it succeeds, ends."""
+    out = tmp_path / "x/out.safetensors"
+    complete(nursery, world.scenario(out))
+    before = tree(out), out.stat().st_ino
+    done = complete(nursery, world.scenario(out, options=RESUME))
+    assert done["computed"] == 0
+    assert f"{out} was finished already" in done["notes"]
+    assert (tree(out), out.stat().st_ino) == before
+
+
+def test_an_output_of_inputs_that_have_changed_is_not_finished(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    """In a byte that no fingerprint sees: it is in none of the samples."""
+    world = make_world(tmp_path / "models", scale=50)
+    out, path = tmp_path / "x/out.safetensors", world.directory / "one.safetensors"
+    complete(nursery, world.scenario(out, block=8192))
+    before = tree(out)
+    flip(path, 20_000)
+    again = nursery.run(world.scenario(out, block=8192, options=RESUME))
+    assert again.error[0] == "OutputError"
+    assert "already exists" in again.error[1]
+    assert tree(out) == before
+    forced = world.scenario(out, block=8192, options={**RESUME, "force": True})
+    done = complete(nursery, forced)
+    assert done["computed"] == done["windows"]
+    assert tree(out) != before
