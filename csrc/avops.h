@@ -78,7 +78,8 @@ typedef struct {
     int32_t aligned;
 } avops_file_term;
 
-/* avops_combine with inputs read from files, piece by piece, through `scratch`. Returns 1, or 0 when
+/* avops_combine with inputs read from files, piece by piece, through `scratch`, which
+ * begins at a page. Returns 1, or 0 when
  * a read failed or came short (or scratch is too small), and out holds nothing to rely on. */
 int32_t avops_combine_files(avops_file_input base, const avops_file_term *terms, int64_t term_count,
                             avops_output out, int64_t n, avops_rounding rounding, void *scratch,

@@ -7,6 +7,7 @@ Sums are over a fixed sample: of every tensor the first 4,096 elements of each 2
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from array import array
@@ -46,8 +47,14 @@ def inner_products(terms: Sequence[int], rows: np.ndarray) -> Sums:
     """The sums of ``rows``, f64 [terms + 1, elements]; non-finite elements are left out."""
     if not np.isfinite(rows).all():
         rows = rows[:, np.isfinite(rows).all(axis=0)]
-    upper = np.triu_indices(len(rows))
-    return Sums(tuple(terms), array("d", (rows @ rows.T)[upper].tolist()))
+    return Sums(tuple(terms), array("d", (rows @ rows.T)[_upper(len(rows))].tolist()))
+
+
+@functools.cache
+def _upper(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the upper triangle of a matrix, row by row."""
+    rows, columns = np.triu_indices(size)
+    return rows, columns
 
 
 def gains(count: int, sums: Iterable[Sums]) -> tuple[float | None, ...]:

@@ -6,11 +6,12 @@ Only for one candidate with stored terms; everything else goes the general way, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from avops.disk.source import Source
+from avops.disk.source import Source, aligned_memory
 from avops.kernels import CombineStats, extension, registry
 from avops.kernels.operands import address
 from avops.stream.plan import Range, Segment
@@ -27,18 +28,25 @@ class Fused:
         native = registry.resolve("combine").backend == "native"
         self._native = extension.NATIVE if native else None
         self._sources = sources
-        self._scratch = np.empty(_SCRATCH if native else 0, np.uint8)
+        self._ready: deque[tuple[tuple[int, int, int, float, bool], ...]] = deque()
+        self._scratch = np.frombuffer(aligned_memory(_SCRATCH), np.uint8)[:_SCRATCH]
 
     def takes(self, window: Window) -> bool:
-        """Whether all of ``window`` can be done here."""
+        """Whether all of ``window`` can be done here. The pieces are then to be done in order."""
+        self._ready.clear()
         return self._native is not None and all(map(self._takes, window.pieces))
 
     def _takes(self, piece: Piece) -> bool:
         segment = piece.segment
         if segment.operation == "copy":
             return True
-        stored = all(isinstance(term.values, Range) for term in segment.terms)
-        return segment.operation == "combine" and stored and bool(self._inputs(piece))
+        if segment.operation != "combine" or not all(
+            isinstance(term.values, Range) for term in segment.terms
+        ):
+            return False
+        inputs = self._inputs(piece)
+        self._ready.append(inputs)
+        return bool(inputs)
 
     def _inputs(self, piece: Piece) -> tuple[tuple[int, int, int, float, bool], ...]:
         """The native operation's inputs, base first; none when one is not in the page cache."""
@@ -56,11 +64,8 @@ class Fused:
     ) -> CombineStats | None:
         """Fill ``out``, bytes, with a combined piece; None when a read failed."""
         assert self._native is not None
-        inputs = self._inputs(piece)
-        if not inputs:
-            return None
         counts = self._native.combine_files(
-            inputs,
+            self._ready.popleft(),
             address(out),
             piece.segment.dtype.code,
             piece.count,

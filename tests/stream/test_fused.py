@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from avops.disk.source import Source as File
+from avops.disk.source import aligned_memory
 from avops.dtypes import BF16, F16
 from avops.errors import AvopsError
 from avops.kernels import extension
@@ -64,7 +65,7 @@ def outcome(recipe: Recipe, out: Path, **options: Any) -> tuple[str, object]:
 
 
 @native
-@pytest.mark.parametrize("scratch", [1 << 19, 6 * 2048 + 3 * 64, 40_000])
+@pytest.mark.parametrize("scratch", [1 << 19, 6 * 2048 + 6 * 4096, 100_000])
 @pytest.mark.parametrize(
     "options", [{}, {"dtype": F16}, {"rounding": "dither", "seed": 3}, {"dtype": BF16}], ids=str
 )
@@ -125,12 +126,13 @@ def test_a_failing_read_is_reported_by_the_general_way(
 def test_the_native_operation_gives_up_at_the_end_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(10))
-    scratch, out = np.empty(8192, np.uint8), np.empty(6, np.uint16)
+    scratch = np.frombuffer(aligned_memory(1 << 14), np.uint8)
+    out = np.empty(6, np.uint16)
     fd = os.open(path, os.O_RDONLY)
     try:
         for n, whole in ((5, True), (6, False)):
             args = (((fd, 0, 2, 0.0, False),), out.ctypes.data, 2, n, None)
-            found = extension.NATIVE.combine_files(*args, scratch.ctypes.data, scratch.size)  # type: ignore[union-attr]
+            found = extension.NATIVE.combine_files(*args, scratch.ctypes.data, 1 << 14)  # type: ignore[union-attr]
             assert found == ((0, n, 0, 0) if whole else None)
         args = (((fd, 0, 2, 0.0, False),), out.ctypes.data, 2, 5, None)
         assert extension.NATIVE.combine_files(*args, scratch.ctypes.data, 100) is None  # type: ignore[union-attr]
