@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 import small_project
 from small_project import SmallProject
 
 if TYPE_CHECKING:
     from avops.demo import World
+
+# A busy machine is no failure.
+settings.register_profile("avops", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("avops")
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -102,6 +102,8 @@ def test_signals_leave_nothing_behind(project: SmallProject, number: signal.Sign
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job's children ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not [name for name in os.listdir() if "partial" in name]:
