@@ -2,7 +2,7 @@
 
 | variable         | meaning                                                     | default   |
 |------------------|-------------------------------------------------------------|-----------|
-| AVOPS_BACKEND    | backend of every operation (native, reference)              | automatic |
+| AVOPS_BACKEND    | cuda, triton, native or reference, for what has such a one    | automatic |
 | AVOPS_THREADS    | worker threads of merge, extract and knobs                  | CPU count |
 | AVOPS_DEBUG      | 1: show tracebacks, like ``--debug``                        | 0         |
 """

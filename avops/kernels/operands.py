@@ -86,14 +86,15 @@ def check_terms(terms: Sequence[Term], length: int) -> None:
     for index, term in enumerate(terms):
         check_operand(term.values, f"term {index}", length)
         lam = term.lam
-        if not _is_f32(lam):
+        if not is_f32(lam):
             raise ValueError(
                 f"term {index} has λ = {lam!r}, expected a finite number that f32 holds exactly; "
                 "round it once: float(numpy.float32(lam))"
             )
 
 
-def _is_f32(value: float) -> bool:
+def is_f32(value: float) -> bool:
+    """Whether ``value`` is a finite number that f32 holds exactly."""
     try:
         return bool(_F32.unpack(_F32.pack(value))[0] == value) and value - value == 0
     except OverflowError:
@@ -147,7 +148,7 @@ def check_dither(rounding: Dither | None) -> None:
 
 def check_scale(scale: float) -> None:
     """Refuse a scale that is not a finite f32 number."""
-    if not _is_f32(scale):
+    if not is_f32(scale):
         raise ValueError(
             f"scale is {scale!r}, expected a finite number that f32 holds exactly; "
             "round it once: float(numpy.float32(scale))"

@@ -1,8 +1,9 @@
 """The one place where an operation's backend is chosen.
 
 A backend is a module with ``available() -> (bool, reason)`` and ``run(...)``, named in ``_TABLE``
-and imported when first asked for. The first available one in the table's order is chosen;
-``backend=`` or AVOPS_BACKEND forces one, and a forced backend that cannot serve is an error.
+and imported when first asked for. The first available one in the table's order that reaches the
+device is chosen; ``backend=`` or AVOPS_BACKEND forces one, and a forced backend that cannot serve
+is an error. AVOPS_BACKEND speaks to the operations that have a backend of its name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from avops.errors import BackendError
 _TABLE = {
     ("combine", "native"): "avops.kernels.combine.native",
     ("combine", "reference"): "avops.kernels.combine.reference",
+    ("combine_many", "cuda"): "avops.kernels.many.cuda",
+    ("combine_many", "triton"): "avops.kernels.many.triton",
+    ("combine_many", "reference"): "avops.kernels.many.reference",
     ("diff", "native"): "avops.kernels.diff.native",
     ("diff", "reference"): "avops.kernels.diff.reference",
     ("lowrank", "native"): "avops.kernels.lowrank.native",
@@ -57,8 +61,10 @@ def backends(operation: str) -> tuple[str, ...]:
     return tuple(backend for name, backend in _TABLE if name == operation)
 
 
-def resolve(operation: str, backend: str | Implementation | None = None) -> Implementation:
-    """The implementation that serves ``operation``.
+def resolve(
+    operation: str, backend: str | Implementation | None = None, *, device: str = "cpu"
+) -> Implementation:
+    """The implementation that serves ``operation`` on a device of type ``device`` (torch's names).
 
     backend: a name, None for AVOPS_BACKEND or else the automatic choice, or an implementation
     from an earlier call, which is returned as it is: so a hot loop pays for no lookup.
@@ -68,10 +74,12 @@ def resolve(operation: str, backend: str | Implementation | None = None) -> Impl
         if backend.operation != operation:
             raise ValueError(f"an implementation of {backend.operation} cannot serve {operation}")
         return backend
-    forced = backend or env.backend()
+    if backend is not None:
+        return _forced(operation, backend, "backend=", device)
+    forced = _from_environment(operation)
     if forced is None:
-        return _automatic(operation)
-    return _forced(operation, forced, "AVOPS_BACKEND" if backend is None else "backend=")
+        return _automatic(operation, device)
+    return _forced(operation, forced, "AVOPS_BACKEND", device)
 
 
 def report() -> list[Row]:
@@ -80,10 +88,8 @@ def report() -> list[Row]:
     Raises BackendError when AVOPS_BACKEND names no backend at all.
     """
     rows = []
-    forced = env.backend()
     for operation in operations():
-        if forced:
-            _check_known(operation, forced, "AVOPS_BACKEND")
+        forced = _from_environment(operation)
         chosen = None
         for name in backends(operation):
             available, reason = _module(operation, name).available()
@@ -106,22 +112,42 @@ def _check_known(operation: str, backend: str, source: str) -> None:
         raise BackendError(f"{source} is {backend!r}, expected a backend of {operation}: {known}")
 
 
+def _from_environment(operation: str) -> str | None:
+    """What AVOPS_BACKEND forces for ``operation``; None if it speaks of other operations."""
+    forced = env.backend()
+    if forced is None or (operation, forced) in _TABLE:
+        return forced
+    if forced not in {backend for _, backend in _TABLE}:
+        _check_known(operation, forced, "AVOPS_BACKEND")
+    return None
+
+
+def _reaches(module: Any, device: str) -> bool:
+    """Whether a backend computes on ``device``: on any, unless it has DEVICES."""
+    return device in getattr(module, "DEVICES", (device,))
+
+
 @functools.cache
-def _automatic(operation: str) -> Implementation:
+def _automatic(operation: str, device: str) -> Implementation:
     for name in backends(operation):
         module = _module(operation, name)
-        if module.available()[0]:
+        if _reaches(module, device) and module.available()[0]:
             return Implementation(operation, name, module.run)
     raise BackendError(f"no backend of {operation} can serve; see avops doctor")
 
 
 @functools.cache
-def _forced(operation: str, backend: str, source: str) -> Implementation:
+def _forced(operation: str, backend: str, source: str, device: str) -> Implementation:
     _check_known(operation, backend, source)
     module = _module(operation, backend)
     available, reason = module.available()
     if not available:
         raise BackendError(
             f"{source} forces {backend} for {operation}, which cannot serve: {reason}"
+        )
+    if not _reaches(module, device):
+        raise BackendError(
+            f"{source} forces {backend} for {operation}, which computes on "
+            f"{' and '.join(module.DEVICES)}, not on {device}"
         )
     return Implementation(operation, backend, module.run)
