@@ -24,7 +24,9 @@ SKIP = os.environ.get("AVOPS_NO_NATIVE", "0") not in ("", "0")
 
 NATIVE = Extension(
     "avops._native",
-    sources=[f"csrc/{name}.cpp" for name in ("combine", "diff", "files", "lowrank", "module")],
+    sources=[
+        f"csrc/{name}.cpp" for name in ("combine", "diff", "files", "gram", "lowrank", "module")
+    ],
     depends=[f"csrc/{name}.h" for name in ("avops", "bf16", "blocks", "fused", "threads")],
     language="c++",
     py_limited_api=True,

@@ -35,13 +35,21 @@ def threads() -> int:
 
 
 def workers() -> int:
-    """Threads that read and write: ``AVOPS_THREADS``, or CPU count, but at least 4 and at most 16.
+    """Threads that read and write: ``AVOPS_THREADS``, or the CPUs, but 8 to 16.
 
     More than the CPUs, since some of them wait for the disk.
     """
-    return threads() if os.environ.get("AVOPS_THREADS") else max(4, min(threads(), 16))
+    return threads() if os.environ.get("AVOPS_THREADS") else max(8, min(threads(), 16))
 
 
 def debug() -> bool:
     """Whether errors show a traceback."""
     return os.environ.get("AVOPS_DEBUG", "0") not in ("", "0")
+
+
+def one_blas_thread() -> None:
+    """Have numpy, not yet imported, start no threads of its own, unless the user chose a number.
+
+    avops' work is in its own threads; those of OpenBLAS spin while they wait.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a signature or struct here; avops/kernels/extension.py holds its twin. */
-#define AVOPS_ABI 3
+#define AVOPS_ABI 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -94,6 +94,12 @@ avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output
  * left is [rows, rank] and right [rank, columns], row-major f32. Contract: avops/kernels/lowrank. */
 void avops_lowrank(const float *left, const float *right, int64_t rank, int64_t columns, float scale,
                    int64_t start, float *out, int64_t n, int32_t threads);
+
+/* sums: the upper triangle, row by row, of the inner products of the rows lam_k * delta_k and, last,
+ * out - base, in f64; (term_count + 1)(term_count + 2) / 2 numbers. Returns 1, or 0 without memory.
+ * Contract: avops/kernels/gram. */
+int32_t avops_gram(avops_input base, const avops_term *terms, int64_t term_count, avops_input out,
+                   int64_t n, double *sums);
 
 /* The code path this CPU takes: "AVX-512", "AVX2", "SSE2", or "generic" (one path, no choice). */
 const char *avops_variant(void);

@@ -144,6 +144,23 @@ PyObject *combine_files(PyObject *, PyObject *const *args, Py_ssize_t count) {
                          static_cast<long long>(counts.flushed));
 }
 
+PyObject *gram(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("gram", count, 7)) return nullptr;
+    const avops_input base = {address_of(args[0]), int32_of(args[1])};
+    std::vector<avops_term> terms;
+    if (!read_terms(args[2], &terms)) return nullptr;
+    const avops_input out = {address_of(args[3]), int32_of(args[4])};
+    const int64_t n = PyLong_AsLongLong(args[5]);
+    double *sums = static_cast<double *>(address_of(args[6]));
+    if (PyErr_Occurred()) return nullptr;
+    int32_t whole;
+    Py_BEGIN_ALLOW_THREADS
+    whole = avops_gram(base, terms.data(), static_cast<int64_t>(terms.size()), out, n, sums);
+    Py_END_ALLOW_THREADS
+    if (!whole) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 PyObject *lowrank(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!expect_arguments("lowrank", count, 9)) return nullptr;
     const float *left = static_cast<const float *>(address_of(args[0]));
@@ -193,6 +210,8 @@ PyMethodDef methods[] = {
     {"combine_files", method(combine_files), METH_FASTCALL,
      "combine_files(((fd, offset, dtype, lam, aligned), ...), out, dtype, n, rounding, scratch, size)"
      " -> (nonfinite, unchanged, overflowed, flushed), or None when a read failed"},
+    {"gram", method(gram), METH_FASTCALL,
+     "gram(base, dtype, terms, out, dtype, n, sums): writes the upper triangle to sums"},
     {"lowrank", method(lowrank), METH_FASTCALL,
      "lowrank(left, right, rank, columns, scale, start, out, n, threads)"},
     {nullptr, nullptr, 0, nullptr},

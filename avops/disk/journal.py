@@ -29,6 +29,8 @@ _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _HEAD = 4096
 # Who looks whether a journal is in use locks it for an instant.
 _TRIES, _PAUSE = 5, 0.01
+# Made once: json.dumps with separators makes one at each call.
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Journal:
@@ -74,7 +76,7 @@ class Journal:
         self._append([file, block, digest.hex(), counts])
 
     def _append(self, value: Any) -> None:
-        text = json.dumps(value, separators=(",", ":")).encode()
+        text = _ENCODE(value).encode()
         line = b"%s %s\n" % (_check(text), text)
         if os.write(self._fd, line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -129,6 +129,9 @@ class Source:
     def cached_fd(self, offset: int, nbytes: int) -> int | None:
         """The descriptor to read from, when ``nbytes`` bytes at ``offset`` come from the cache."""
         last = offset + max(nbytes, 1) - 1
+        known = self._cached.get
+        if known(offset // _REGION) and known(last // _REGION):
+            return self._fd
         cached = not self._go_direct or (self._is_cached(offset) and self._is_cached(last))
         return self._fd if cached else None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from avops.kernels import registry
 from avops.kernels.combine import CombineStats, combine
 from avops.kernels.diff import DiffStats, diff
+from avops.kernels.gram import gram
 from avops.kernels.lowrank import Factors, factors, lowrank
 from avops.kernels.operands import Dither, Operand, Term, dither_key
 
@@ -23,6 +24,7 @@ __all__ = [
     "diff",
     "dither_key",
     "factors",
+    "gram",
     "lowrank",
     "registry",
 ]

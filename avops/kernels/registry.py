@@ -26,6 +26,8 @@ _TABLE = {
     ("combine_many", "reference"): "avops.kernels.many.reference",
     ("diff", "native"): "avops.kernels.diff.native",
     ("diff", "reference"): "avops.kernels.diff.reference",
+    ("gram", "native"): "avops.kernels.gram.native",
+    ("gram", "reference"): "avops.kernels.gram.reference",
     ("lowrank", "native"): "avops.kernels.lowrank.native",
     ("lowrank", "reference"): "avops.kernels.lowrank.reference",
 }

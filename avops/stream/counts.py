@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from avops.kernels import CombineStats
-from avops.stream.effective import Sums
+from avops.kernels.effective import Sums
 from avops.stream.windows import Piece
 
 

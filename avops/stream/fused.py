@@ -11,25 +11,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avops.disk.source import Source, aligned_memory
+from avops.disk.source import Source
 from avops.kernels import CombineStats, extension, registry
 from avops.kernels.operands import address
 from avops.stream.plan import Range, Segment
 from avops.stream.windows import Piece, Window
 
 # Bytes for the pieces of all inputs together: half of a usual core's own cache.
-_SCRATCH = 1 << 19
+SCRATCH = 1 << 19
 
 
 class Fused:
-    """One thread's scratch memory, and the native operation; ``available`` if there is one."""
+    """The native operation, and what it needs to know of a window."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         native = registry.resolve("combine").backend == "native"
         self._native = extension.NATIVE if native else None
         self._sources = sources
         self._ready: deque[tuple[tuple[int, int, int, float, bool], ...]] = deque()
-        self._scratch = np.frombuffer(aligned_memory(_SCRATCH), np.uint8)[:_SCRATCH]
 
     def takes(self, window: Window) -> bool:
         """Whether all of ``window`` can be done here. The pieces are then to be done in order."""
@@ -60,9 +59,16 @@ class Fused:
         return tuple(found)
 
     def combine(
-        self, piece: Piece, out: np.ndarray, rounding: tuple[int, int] | None
+        self,
+        piece: Piece,
+        out: np.ndarray,
+        scratch: np.ndarray,
+        rounding: tuple[int, int] | None,
     ) -> CombineStats | None:
-        """Fill ``out``, bytes, with a combined piece; None when a read failed."""
+        """Fill ``out``, bytes, with a combined piece; None when a read failed.
+
+        scratch: SCRATCH bytes that begin at a page.
+        """
         assert self._native is not None
         counts = self._native.combine_files(
             self._ready.popleft(),
@@ -70,8 +76,8 @@ class Fused:
             piece.segment.dtype.code,
             piece.count,
             rounding,
-            address(self._scratch),
-            self._scratch.size,
+            address(scratch),
+            scratch.size,
         )
         return None if counts is None else CombineStats(*counts)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from avops.disk import RECIPE_NAME, Staging
 from avops.disk.digest import bytes_digest
+from avops.kernels.effective import gains
 from avops.recipe import Recipe, Term
-from avops.stream.effective import gains
 from avops.stream.options import MergeOptions
 from avops.stream.pipeline import Outcome
 from avops.stream.plan import Output

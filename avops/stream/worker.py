@@ -1,12 +1,12 @@
 """Workers: read what a window needs, combine it, and hand out the window's bytes.
 
 A worker owns its memory and reuses it: one window of output, and an arena for the inputs of one
-window. Reads that touch in a file are one read.
+window, or for the pieces of them that native code reads itself. Reads that touch in a file are one
+read.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,12 +14,12 @@ import numpy as np
 from avops.disk.digest import BLOCK
 from avops.disk.source import ALIGN, DIRECT_FROM, Source, aligned_memory
 from avops.dtypes import DTYPES, F32
-from avops.kernels import CombineStats, Dither, Operand, Term, combine, diff, lowrank
+from avops.kernels import CombineStats, Dither, Operand, Term, combine, diff, gram, lowrank
+from avops.kernels.effective import Sums, sampled
 from avops.kernels.rounding import widen
 from avops.stream.counts import Counts
-from avops.stream.effective import Sums, inner_products, sampled
 from avops.stream.factors import FactorCache
-from avops.stream.fused import Fused
+from avops.stream.fused import SCRATCH, Fused
 from avops.stream.plan import LowRankRange, Plan, Range, Segment, bytes_per_count
 from avops.stream.windows import Piece, Window
 
@@ -31,12 +31,15 @@ class Worker:
 
     def __init__(self, plan: Plan, sources: Sequence[Source], factors: FactorCache) -> None:
         self._plan, self._sources, self._factors = plan, sources, factors
-        self._out_memory = aligned_memory(BLOCK)
-        self._out = np.frombuffer(self._out_memory, np.uint8)
-        self._arena = np.empty(0, np.uint8)
         self._fused = Fused(sources) if plan.candidates == 1 else None
+        self._take_memory(SCRATCH)
         self._scratch = np.empty(0, np.float32)
         self._deltas: dict[tuple[int, int], Operand] = {}
+
+    def _take_memory(self, arena: int) -> None:
+        """One piece of memory, since large pages are dear to share: the window, then the arena."""
+        memory = np.frombuffer(aligned_memory(BLOCK + arena), np.uint8)
+        self._out, self._arena = memory[:BLOCK], memory[BLOCK:]
 
     def fused(self, window: Window) -> tuple[memoryview, Counts, int] | None:
         """The bytes of ``window``, what was counted, and the bytes read, if it can be done at once.
@@ -54,7 +57,7 @@ class Worker:
                 nbytes += piece.count
                 continue
             raw = self._place(piece)
-            found = self._fused.combine(piece, raw, _rounding(piece))
+            found = self._fused.combine(piece, raw, self._arena[:SCRATCH], _rounding(piece))
             if found is None:
                 return None
             if raw.size != piece.nbytes:
@@ -83,19 +86,17 @@ class Worker:
         segment = piece.segment
         out = Operand(raw.view(segment.dtype.storage), segment.dtype)
         for part in sampled(segment.first + piece.first, piece.count) if segment.terms else ():
-            here = dataclasses.replace(
-                piece, first=piece.first + part.start, count=part.stop - part.start
-            )
-            base, *values = [self._stored(where, here) for where in _ranges(segment)]
+            first, count = piece.first + part.start, part.stop - part.start
+            base, *values = [self._stored(where, first, count) for where in _ranges(segment)]
             terms = [
                 (term.term, Term(value, term.lams[0], term.aligned))
                 for term, value in zip(segment.terms, values, strict=True)
             ]
             yield _sums(base, terms, _part(out, part))
 
-    def _stored(self, where: Range, piece: Piece) -> Operand:
-        raw = np.empty(piece.count * where.dtype.size, np.uint8)
-        self._sources[where.file].read_all(raw.data, where.offset + piece.first * where.dtype.size)
+    def _stored(self, where: Range, first: int, count: int) -> Operand:
+        raw = np.empty(count * where.dtype.size, np.uint8)
+        self._sources[where.file].read_all(raw.data, where.offset + first * where.dtype.size)
         return Operand(raw.view(where.dtype.storage), where.dtype)
 
     def read(self, window: Window) -> tuple[list[list[Operand]], int]:
@@ -138,7 +139,7 @@ class Worker:
                 end += stop - offset
             starts.append(start)
         if end > self._arena.size:
-            self._arena = np.frombuffer(aligned_memory(end), np.uint8)
+            self._take_memory(end)
         memory = self._arena.data
         for (file, offset, stop), start in zip(runs, starts, strict=True):
             self._sources[file].read(memory, start, offset, stop - offset)
@@ -253,14 +254,7 @@ def _rounding(piece: Piece) -> tuple[int, int] | None:
 
 def _sums(base: Operand, terms: Sequence[tuple[int, Term]], out: Operand) -> Sums:
     """The sums of a sample: base, terms by number, and output."""
-    origin = widen(base)
-    rows = np.empty((len(terms) + 1, origin.size), np.float64)
-    with np.errstate(all="ignore"):
-        for row, (_, term) in zip(rows, terms, strict=False):
-            values = widen(term.values)
-            row[:] = np.float64(term.lam) * (values - origin if term.aligned else values)
-        rows[-1] = widen(out).astype(np.float64) - origin
-    return inner_products([number for number, _ in terms], rows)
+    return Sums(tuple(number for number, _ in terms), gram(base, [term for _, term in terms], out))
 
 
 def _part(operand: Operand, part: slice) -> Operand:

@@ -15,7 +15,7 @@ from avops.dtypes import F32
 from avops.errors import BackendError
 from avops.kernels import CombineStats, Operand, combine, diff, extension, registry
 
-OPERATIONS = ("combine", "diff", "lowrank")
+HOST = ("combine", "diff", "gram", "lowrank")
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +46,19 @@ def with_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table() -> None:
-    assert registry.operations() == OPERATIONS
-    for operation in OPERATIONS:
+    assert set(registry.operations()) == {*HOST, "combine_many"}
+    for operation in HOST:
         assert registry.backends(operation) == ("native", "reference")
+    assert registry.backends("combine_many") == ("cuda", "triton", "reference")
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", HOST)
 def test_native_comes_first(operation: str, with_native: None) -> None:
     chosen = registry.resolve(operation)
     assert (chosen.operation, chosen.backend) == (operation, "native")
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", HOST)
 def test_without_the_extension_the_reference_serves_and_the_report_says_why(
     operation: str, no_native: None
 ) -> None:
@@ -91,17 +92,42 @@ def test_forced_but_unavailable_is_an_error(
 @pytest.mark.parametrize("source", ["backend=", "AVOPS_BACKEND"])
 def test_an_unknown_backend_is_an_error(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "AVOPS_BACKEND":
-        monkeypatch.setenv("AVOPS_BACKEND", "cuda")
-    backend = "cuda" if source == "backend=" else None
-    message = f"^{source} is 'cuda', expected a backend of combine: native, reference$"
+        monkeypatch.setenv("AVOPS_BACKEND", "metal")
+    backend = "metal" if source == "backend=" else None
+    message = f"^{source} is 'metal', expected a backend of combine: native, reference$"
     with pytest.raises(BackendError, match=message):
         registry.resolve("combine", backend)
 
 
 def test_the_report_refuses_an_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AVOPS_BACKEND", "cuda")
-    with pytest.raises(BackendError, match="AVOPS_BACKEND is 'cuda', expected a backend"):
+    monkeypatch.setenv("AVOPS_BACKEND", "metal")
+    with pytest.raises(BackendError, match="AVOPS_BACKEND is 'metal', expected a backend"):
         registry.report()
+
+
+def test_the_environment_speaks_to_the_operations_that_have_the_backend(
+    monkeypatch: pytest.MonkeyPatch, with_native: None
+) -> None:
+    monkeypatch.setenv("AVOPS_BACKEND", "triton")
+    assert registry.resolve("combine").backend == "native"
+    rows = {(r.operation, r.backend): r for r in registry.report()}
+    assert rows["combine", "native"].chosen
+    assert rows["combine_many", "triton"].reason.endswith("(forced by AVOPS_BACKEND)")
+    monkeypatch.setenv("AVOPS_BACKEND", "native")
+    assert registry.resolve("combine_many", "reference").backend == "reference"
+    with pytest.raises(BackendError, match="expected a backend of combine_many: cuda, triton"):
+        registry.resolve("combine_many", "native")
+
+
+def test_a_backend_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = types.SimpleNamespace(DEVICES=("cuda",), available=lambda: (True, "there"), run=print)
+    near = types.SimpleNamespace(available=lambda: (True, "there"), run=print)
+    modules = {"cuda": far, "triton": far, "reference": near}
+    monkeypatch.setattr(registry, "_module", lambda operation, backend: modules[backend])
+    assert registry.resolve("combine_many").backend == "reference"
+    assert registry.resolve("combine_many", device="cuda").backend == "cuda"
+    with pytest.raises(BackendError, match="which computes on cuda, not on cpu"):
+        registry.resolve("combine_many", "cuda")
 
 
 def test_the_environment_forces(with_native: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +150,7 @@ def test_a_forced_backend_that_cannot_serve_is_not_chosen(
 ) -> None:
     monkeypatch.setenv("AVOPS_BACKEND", "native")
     rows = registry.report()
-    assert not any(row.chosen for row in rows)
+    assert not any(row.chosen for row in rows if row.operation in HOST)
     assert "forced by AVOPS_BACKEND" in rows[0].reason
 
 
@@ -163,7 +189,8 @@ def test_an_extension_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_kernels_import_numpy_and_nothing_heavier() -> None:
     code = (
-        "import sys, avops.kernels as k; k.registry.report(); "
+        "import sys, avops.kernels as k; "
+        f"[k.registry.resolve(operation) for operation in {HOST}]; "
         "heavy = {'torch', 'transformers', 'rich', 'safetensors', 'matplotlib'} & set(sys.modules);"
         "assert not heavy, heavy; assert 'numpy' in sys.modules"
     )

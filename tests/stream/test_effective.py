@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avops.kernels import effective
+from avops.kernels.effective import SAMPLE, STRIDE, Sums, gains, inner_products, sampled
 from avops.recipe import Recipe, Source, Term, parse_lam
-from avops.stream import effective, merge, plan_merge
-from avops.stream.effective import SAMPLE, STRIDE, Sums, gains, inner_products, sampled
+from avops.stream import merge, plan_merge
 from bits import bf16, from_bf16
 from families import Save
 

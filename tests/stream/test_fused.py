@@ -16,7 +16,7 @@ from avops.dtypes import BF16, F16
 from avops.errors import AvopsError
 from avops.kernels import extension
 from avops.recipe import Recipe, Source, Term, parse_lam
-from avops.stream import MergeOptions, fused, merge, plan_merge
+from avops.stream import MergeOptions, merge, plan_merge, worker
 from avops.stream.worker import Worker
 from bits import bf16
 from families import Save
@@ -77,12 +77,12 @@ def test_both_ways_give_the_same(
     options: dict[str, Any],
     scratch: int,
 ) -> None:
-    monkeypatch.setattr(fused, "_SCRATCH", scratch)
+    monkeypatch.setattr(worker, "SCRATCH", scratch)
     ours = outcome(recipe, tmp_path / "fused.safetensors", **options)
     assert calls
     assert all(calls)
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "fused", lambda worker, window: None)
+        patch.setattr(Worker, "fused", lambda self, window: None)
         assert outcome(recipe, tmp_path / "general.safetensors", **options) == ours
     monkeypatch.setenv("AVOPS_BACKEND", "reference")
     assert outcome(recipe, tmp_path / "reference.safetensors", **options) == ours

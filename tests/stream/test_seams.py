@@ -22,14 +22,22 @@ from avops.disk.digest import BLOCK
 from avops.disk.source import ALIGN, Identity, Source
 from avops.dtypes import BF16, F16, F32, DType
 from avops.errors import CheckpointError
-from avops.kernels import CombineStats, Dither, Operand, combine, dither_key, factors, lowrank
+from avops.kernels import (
+    CombineStats,
+    Dither,
+    Operand,
+    combine,
+    dither_key,
+    effective,
+    factors,
+    lowrank,
+)
 from avops.kernels import Term as KernelTerm
 from avops.recipe import Recipe, Term, parse_lam, parse_recipe_file
 from avops.recipe import Source as TermSource
 from avops.stream import (
     MergeOptions,
     MergeReport,
-    effective,
     merge,
     pipeline,
     plan_merge,
