@@ -9,50 +9,55 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avops import env
-from avops.disk import (
-    Checkpoint,
-    Vector,
-    check_distinct,
-    check_vector,
-    open_checkpoint,
-    open_vector,
-)
-from avops.dtypes import COMPUTABLE, DType
-from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
-from avops.kernels import Operand, Term, combine
+from avops.disk import Checkpoint, Vector, check_distinct, check_vector, open_base, open_vector
+from avops.errors import AvopsError, NonFiniteError
+from avops.knobs.counts import Counts
+from avops.knobs.dials import Dials, Lam, parse_rules, shown
+from avops.knobs.effective import effective
+from avops.knobs.guard import MIXED, forbid, permit
+from avops.knobs.lock import SharedLock
 from avops.knobs.mapped import Mapped, MappedVector
-from avops.recipe import round_f32
+from avops.knobs.origin import find_base
+from avops.knobs.residency import Choice
+from avops.knobs.settings import Options, Progress, Settings
+from avops.knobs.site import NONFINITE, Inputs
+from avops.knobs.sites import load_all, make_sites
+from avops.knobs.targets import check_ready, find_targets
+from avops.knobs.ties import check_rules
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A parameter or buffer of the model and the pristine base tensor it starts from."""
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """What the model holds: coefficients as they were given, λ by target and dial, counts."""
 
-    name: str
-    tensor: torch.Tensor
-    base: Operand
+    exact: Mapping[str, Fraction]
+    rows: np.ndarray
+    counts: Counts
 
 
 class Knobs:
     """Alignment vectors as dials on ``model``.
 
-    model: a torch module whose parameter names are the checkpoint's. avs: name to path or opened
-    vector: delta file, aligned checkpoint or LoRA adapter. base: the checkpoint the weights come
-    from (path or opened); its dtype is the one that results are rounded to. Files are
-    memory-mapped and stay open; an adapter's differences are computed anew by each ``set``.
+    model: a torch module in eval mode whose parameter names are the checkpoint's; its tensors
+    stay where they are. avs: name to path or opened vector: delta file, aligned checkpoint or
+    LoRA adapter. base: the checkpoint the weights come from (path or opened), by default the one
+    that the model says it was loaded from; results are rounded to its dtype. The base is loaded
+    at once, whatever the model holds. options: see Settings.
+
     Raises MismatchError when model, base and vectors do not fit, RecipeError for one vector under
-    two names.
+    two names or rules that match nothing, UserError for options and models that are not accepted.
     """
 
     def __init__(
@@ -60,211 +65,190 @@ class Knobs:
         model: torch.nn.Module,
         avs: Mapping[str, Vector | str | os.PathLike[str]],
         *,
-        base: Checkpoint | str | os.PathLike[str],
-        allow_nonfinite: bool = False,
+        base: Checkpoint | str | os.PathLike[str] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-        self._allow_nonfinite = allow_nonfinite
-        self._vectors = {
+        self._settings = Settings(**options)
+        check_ready(model)
+        checkpoint = _open_base(model, base)
+        vectors = {
             name: av if isinstance(av, Vector) else open_vector(name, av)
             for name, av in avs.items()
         }
-        check_distinct(self._vectors.values())
-        for vector in self._vectors.values():
+        check_distinct(vectors.values())
+        for vector in vectors.values():
             check_vector(checkpoint, vector)
-        self._mapped = {name: MappedVector(vector) for name, vector in self._vectors.items()}
-        self._targets = _targets(model, checkpoint, self._mapped)
-        self._staging: dict[DType, np.ndarray] = {}
-        self._state: dict[str, float] | None = None
-        self.set()
+        mapped = {name: MappedVector(vector) for name, vector in vectors.items()}
+        self._inputs = Inputs(Mapped(checkpoint), tuple(mapped.values()))
+        floating = [t.name for t in checkpoint.tensors.values() if t.dtype.floating]
+        rules = parse_rules(self._settings.where, self._settings.skip)
+        self._dials = Dials(tuple(vectors), rules, floating, str(checkpoint.path))
+        self._model = model
+        self._targets = find_targets(model, self._inputs.base, mapped, self._settings.key_seed)
+        check_rules(self._targets, self._dials, self._inputs)
+        self._dials.place([target.name for target in self._targets])
+        self._held = np.array(
+            [[target.name in av for av in self._inputs.vectors] for target in self._targets],
+            np.bool_,
+        ).reshape(len(self._targets), len(vectors))
+        self._sites = make_sites(self._targets, self._inputs, self._settings.residency)
+        self._loaded: _Loaded | None = None
+        self._effective: dict[str, float | None] | None = None
+        self._measuring = threading.Lock()
+        self.lock = SharedLock()
+        with self.lock.alone():
+            load_all(self._sites, self._settings.progress)
+            self._put(self._dials.exact({}))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The dials."""
-        return tuple(self._vectors)
+        return self._dials.names
 
     @property
     def state(self) -> Mapping[str, float]:
         """The coefficients of what is loaded (float32 values).
 
-        Raises AvopsError when the last ``set`` failed halfway: the weights are then mixed.
+        Raises AvopsError, as everything but ``set`` does, when the last ``set`` failed halfway and
+        the model could not be brought back: its weights are then mixed.
         """
-        if self._state is None:
-            raise AvopsError(
-                "the model's weights are mixed, since the last Knobs.set() failed halfway; "
-                "call set() again before using the model"
-            )
-        return dict(self._state)
+        return shown(self._whole().exact)
 
-    def set(self, lams: Mapping[str, float] | None = None, **more: float) -> None:
+    @property
+    def counts(self) -> Counts:
+        """What the last ``set`` counted."""
+        return self._whole().counts
+
+    @property
+    def effective(self) -> Mapping[str, float | None]:
+        """The effective λ of what is loaded, as `avops merge` reports it.
+
+        None where λ is 0 or the sample cannot tell. Computed when first asked for after a ``set``,
+        from 0.2 % of the weights.
+        """
+        with self.lock, self._measuring:
+            loaded = self._whole()
+            if self._effective is None:
+                lams = shown(loaded.exact)
+                self._effective = effective(self._targets, loaded.rows, self._inputs, lams)
+            return dict(self._effective)
+
+    @property
+    def residency(self) -> Mapping[str, Choice]:
+        """Where base and alignment vectors stay, and why, for each device of the model."""
+        return {str(site.device): site.choice for site in self._sites}
+
+    def set(self, lams: Mapping[str, Lam] | None = None, /, **more: Lam) -> None:
         """Load θ(λ) in place; a dial that is not named is 0. Terms are added in dial order.
 
-        Raises RecipeError for an unknown dial or a λ that is not finite, NonFiniteError when a
-        weight becomes NaN or infinite.
+        Waits for forwards that hold ``lock``. Raises RecipeError for an unknown dial or a λ that
+        is not finite, NonFiniteError when a weight becomes NaN or infinite; the model then has
+        what it had before.
         """
-        wanted = {**(lams or {}), **more}
-        exact = {name: self._lam(name, value) for name, value in wanted.items()}
-        state = {name: exact.get(name, 0.0) for name in self._vectors}
-        self._state = None
-        for target in self._targets:
-            dials = [
-                (self._mapped[name], lam)
-                for name, lam in state.items()
-                if lam and target.name in self._mapped[name]
-            ]
-            self._load(target, dials)
-        self._state = state
+        check_ready(self._model)
+        exact = self._dials.exact({**(lams or {}), **more})
+        with self.lock.alone():
+            self._put(exact)
 
     @contextlib.contextmanager
-    def at(self, lams: Mapping[str, float] | None = None, **more: float) -> Iterator[None]:
+    def at(self, lams: Mapping[str, Lam] | None = None, /, **more: Lam) -> Iterator[None]:
         """``set`` for the length of a ``with`` block, then back to what was loaded before."""
-        before = self.state
+        before = self._whole().exact
+        self.set(lams, **more)
         try:
-            self.set(lams, **more)
             yield
         finally:
-            self.set(before)
+            with self.lock.alone():
+                self._put(before)
 
-    def _lam(self, name: str, value: float) -> float:
-        if name not in self._vectors:
-            raise RecipeError(f"no dial {name!r}, expected one of {', '.join(self._vectors)}")
+    def _whole(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is None:
+            raise AvopsError(MIXED)
+        return loaded
+
+    def _put(self, exact: Mapping[str, Fraction]) -> None:
+        """Load ``exact``; after a failure what was there before, computed anew."""
+        rows = np.where(self._held, self._dials.rows(exact), np.float32(0))
+        for target in self._targets:
+            target.check()
+        for site in self._sites:
+            site.check()
+        before = self._loaded
         try:
-            return round_f32(Decimal(repr(float(value))))
-        except (TypeError, ValueError, OverflowError, ArithmeticError):
-            raise RecipeError(
-                f"dial {name}: λ is {value!r}, expected a number that is finite in float32"
-            ) from None
+            self._loaded = self._effective = None
+            counts = self._write(rows)
+            self._refuse_nonfinite(counts, rows)
+        except BaseException:
+            self._go_back(before)
+            raise
+        self._loaded = _Loaded(exact, rows, self._summary(counts, rows))
+        permit(self._model)
 
-    def _load(self, target: _Target, dials: list[tuple[MappedVector, float]]) -> None:
+    def _go_back(self, before: _Loaded | None) -> None:
+        try:
+            if before is not None:
+                self._write(before.rows)
+                self._loaded = before
+        finally:
+            if self._loaded is None:
+                forbid(self._model)
+
+    def _write(self, rows: np.ndarray) -> np.ndarray:
+        """Write θ(λ) on all devices. Returns counts, [targets, 4]."""
         import torch
 
-        dtype, count = target.base.dtype, target.base.array.size
-        direct = target.tensor.device.type == "cpu" and target.tensor.dtype == _torch(dtype)
-        if direct:
-            raw = target.tensor.detach().view(-1).view(torch.uint8).numpy()
-        else:
-            raw = self._buffer(dtype, count)[: count * dtype.size]
-        out = Operand(raw.view(dtype.storage), dtype)
-        nonfinite = _combine(target, dials, out)
-        if nonfinite and not self._allow_nonfinite:
-            raise NonFiniteError(
-                f"tensor {target.name!r} would hold {nonfinite} values that are NaN or "
-                f"infinite at λ = {[lam for _, lam in dials]}; lower λ or repair the input"
-            )
-        if not direct:
-            host = torch.from_numpy(raw).view(_torch(dtype)).view(target.tensor.shape)
-            with torch.no_grad():
-                target.tensor.copy_(host)
+        counts = np.zeros((len(self._targets), 4), np.int64)
+        # There, parameters may be written to whether or not they were made in inference mode.
+        with torch.inference_mode():
+            for site in self._sites:
+                site.start(rows[list(site.numbers)])
+            for site in self._sites:
+                counts[list(site.numbers)] = site.finish()
+        return counts
 
-    def _buffer(self, dtype: DType, count: int) -> np.ndarray:
-        size = count * dtype.size
-        if dtype not in self._staging or self._staging[dtype].nbytes < size:
-            largest = max(
-                target.base.array.nbytes for target in self._targets if target.base.dtype == dtype
-            )
-            self._staging[dtype] = np.empty(max(size, largest), np.uint8)
-        return self._staging[dtype]
-
-
-def _combine(target: _Target, dials: list[tuple[MappedVector, float]], out: Operand) -> int:
-    """θ(λ) of one tensor: whole, or in pieces where differences are computed on the way.
-
-    Returns how many values are not finite.
-    """
-    name, count, threads = target.name, target.base.array.size, env.threads()
-    piece = min((av.chunk for av, _ in dials if av.low_rank(name)), default=max(count, 1))
-    nonfinite = 0
-    for start in range(0, count, piece):
-        size = min(piece, count - start)
-        terms = [
-            Term(av.values(name, start, size, threads=threads), lam, av.aligned(name))
-            for av, lam in dials
+    def _combined(self, rows: np.ndarray) -> list[int]:
+        """The targets that are not the base's bytes."""
+        return [
+            number
+            for number, target in enumerate(self._targets)
+            if rows[number].any() or not target.kept
         ]
-        base, end = target.base, start + size
-        stats = combine(
-            Operand(base.array[start:end], base.dtype),
-            terms,
-            Operand(out.array[start:end], out.dtype),
-            threads=threads,
+
+    def _summary(self, counts: np.ndarray, rows: np.ndarray) -> Counts:
+        numbers = self._combined(rows)
+        elements = sum(self._targets[number].base.count for number in numbers)
+        return Counts(elements, *map(int, counts[numbers].sum(axis=0)))
+
+    def _refuse_nonfinite(self, counts: np.ndarray, rows: np.ndarray) -> None:
+        bad = [number for number in self._combined(rows) if counts[number, NONFINITE]]
+        if not bad or self._settings.allow_nonfinite:
+            return
+        first, others = bad[0], f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        pairs = zip(self.names, rows[first], strict=True)
+        lams = ", ".join(f"{name}:{lam:g}" for name, lam in pairs if lam) or "0"
+        raise NonFiniteError(
+            f"tensor {self._targets[first].name!r} would hold {counts[first, NONFINITE]} values "
+            f"that are NaN or infinite at λ = {lams}{others}; lower λ or repair the input"
         )
-        nonfinite += stats.nonfinite
-    return nonfinite
 
 
-def _torch(dtype: DType) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, dtype.torch or "")
-    return found
-
-
-def _targets(
-    model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, MappedVector]
-) -> tuple[_Target, ...]:
-    """One target per storage: tied weights are set once."""
-    base = Mapped(checkpoint)
-    named: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    targets: dict[object, _Target] = {}
-    for name, operand in base.operands.items():
-        if name not in named:
-            _check_unused(name, model, checkpoint, vectors)
-            continue
-        tensor = named[name]
-        _check_target(name, tensor, checkpoint)
-        storage = (tensor.device, tensor.data_ptr()) if tensor.numel() else name
-        if storage in targets:
-            _check_tied(name, targets[storage].name, base, vectors)
-        else:
-            targets[storage] = _Target(name, tensor, operand)
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        if tensor.numel() and (tensor.device, tensor.data_ptr()) not in targets:
-            raise MismatchError(
-                f"{checkpoint.path}: lacks the model's parameter {name!r}, so it cannot be set; "
-                "give the checkpoint that the model was loaded from"
-            )
-    return tuple(targets.values())
-
-
-def _check_unused(
-    name: str, model: torch.nn.Module, checkpoint: Checkpoint, vectors: Mapping[str, MappedVector]
+def load(
+    model: torch.nn.Module,
+    base: Checkpoint | str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
 ) -> None:
-    """A tensor that the model does not hold (an old buffer, say) may not be moved by a vector."""
-    base = Mapped(checkpoint).operands[name]
-    for av, mapped in vectors.items():
-        if any(map(np.any, mapped.deltas(name, base))):
-            raise MismatchError(
-                f"{checkpoint.path}: tensor {name!r} has no parameter of that name in the "
-                f"{type(model).__name__}, and AV {av} changes it; expected the names of "
-                "model.state_dict()"
-            )
+    """Fill the parameters of ``model`` from ``base``, in place, streaming from the disk.
+
+    Nothing is kept. progress: called with bytes that were read, and their total.
+    """
+    Knobs(model, {}, base=base, residency="disk", progress=progress)
 
 
-def _check_tied(name: str, other: str, base: Mapped, vectors: Mapping[str, MappedVector]) -> None:
-    """Tied in the model means one value: the files' two must agree, and move alike, bit for bit."""
-    one, two = base.operands[name], base.operands[other]
-    if one.array.tobytes() != two.array.tobytes():
-        raise MismatchError(_apart(name, other, "the base", base.checkpoint))
-    for av, mapped in vectors.items():
-        pairs = zip(mapped.deltas(name, one), mapped.deltas(other, two), strict=True)
-        if any(left.tobytes() != right.tobytes() for left, right in pairs):
-            raise MismatchError(_apart(name, other, f"AV {av}", mapped.vector.checkpoint))
-
-
-def _apart(name: str, other: str, who: str, checkpoint: Checkpoint) -> str:
-    return (
-        f"{checkpoint.path}: {name!r} and {other!r} differ in {who}, but the model ties them to "
-        "one parameter; write the merge with `avops merge` and load that"
-    )
-
-
-def _check_target(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
-    theirs = checkpoint.tensors[name]
-    known = {d.torch for d in COMPUTABLE}
-    fits = tuple(tensor.shape) == theirs.shape and str(tensor.dtype).split(".")[-1] in known
-    if not fits or tensor.device.type == "meta" or not tensor.is_contiguous():
-        raise MismatchError(
-            f"model parameter {name!r} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
-            f"but {checkpoint.path} has {theirs}; expected the same shape, a floating dtype, and "
-            "contiguous memory"
-        )
+def _open_base(
+    model: torch.nn.Module, base: Checkpoint | str | os.PathLike[str] | None
+) -> Checkpoint:
+    if isinstance(base, Checkpoint):
+        return base
+    return find_base(model) if base is None else open_base(base)

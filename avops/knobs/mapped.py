@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
 
 from avops.disk import Checkpoint, LowRank, Tensor, Vector, open_regular
+from avops.disk.source import Source
 from avops.dtypes import F32
 from avops.kernels import Factors, Operand, combine, diff, factors, lowrank
 
@@ -20,8 +22,20 @@ class Mapped:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
+    def check(self) -> None:
+        """Raise CheckpointError when a file that is mapped was changed since its header was read.
+
+        One that was replaced is still there under its map.
+        """
+        for source in self._opened[0]:
+            source.check()
+
     @cached_property
-    def _maps(self) -> tuple[mmap.mmap, ...]:
+    def _opened(self) -> tuple[tuple[Source, ...], tuple[mmap.mmap, ...]]:
+        sources = []
+        for shard in self.checkpoint.shards:
+            sources.append(Source(shard.path, shard.identity))
+            weakref.finalize(self, sources[-1].close)
         maps = []
         for shard in self.checkpoint.shards:
             fd = open_regular(shard.path)
@@ -29,7 +43,7 @@ class Mapped:
                 maps.append(mmap.mmap(fd, shard.size, prot=mmap.PROT_READ))
             finally:
                 os.close(fd)
-        return tuple(maps)
+        return tuple(sources), tuple(maps)
 
     @cached_property
     def operands(self) -> Mapping[str, Operand]:
@@ -46,21 +60,21 @@ class Mapped:
 
     def raw(self, tensor: Tensor) -> np.ndarray:
         """The bytes of ``tensor``, read-only."""
-        return np.frombuffer(self._maps[tensor.shard], np.uint8, tensor.nbytes, tensor.offset)
+        return np.frombuffer(self._opened[1][tensor.shard], np.uint8, tensor.nbytes, tensor.offset)
 
 
 class MappedVector:
     """The values of ``vector``, by the base's tensor names; low-rank ones are computed on demand.
 
-    One low-rank difference is at work at a time, in a buffer of ``chunk`` elements.
+    Factors are kept, as they are small; differences are computed ``chunk`` elements at a time.
     """
 
     chunk = 1 << 20
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector
-        self._mapped = Mapped(vector.checkpoint)
-        self._factors: tuple[str, Factors] | None = None
+        self.mapped = Mapped(vector.checkpoint)
+        self._factors: dict[str, Factors] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.vector.parts
@@ -74,17 +88,22 @@ class MappedVector:
         """Whether the difference of ``name`` is computed, not stored."""
         return isinstance(self.vector.parts.get(name), LowRank)
 
-    def values(self, name: str, start: int, count: int, *, threads: int = 1) -> Operand:
-        """Elements start … start + count of ``name``, valid until the next call.
+    def stored(self, name: str) -> Tensor:
+        """The tensor of ``name``, whose values are stored."""
+        part = self.vector.parts[name]
+        assert not isinstance(part, LowRank)
+        return part.tensor
 
-        count is at most ``chunk`` where the difference is low-rank.
-        """
+    def values(self, name: str, start: int, count: int, *, threads: int = 1) -> Operand:
+        """Elements start … start + count of ``name``, valid until the next call."""
         part = self.vector.parts[name]
         if not isinstance(part, LowRank):
-            whole = self._mapped.operand(part.tensor)
+            whole = self.mapped.operand(part.tensor)
             return Operand(whole.array[start : start + count], whole.dtype)
+        if count > self._scratch.size:
+            self._scratch = np.empty(max(count, self.chunk), np.float32)
         out = Operand(self._scratch[:count], F32)
-        lowrank(self._load(name, part), start, out, threads=threads)
+        lowrank(self.factors(name), start, out, threads=threads)
         return out
 
     def deltas(self, name: str, base: Operand) -> Iterator[np.ndarray]:
@@ -100,12 +119,15 @@ class MappedVector:
 
     @cached_property
     def _scratch(self) -> np.ndarray:
-        return np.empty(self.chunk, np.float32)
+        return np.empty(0, np.float32)
 
-    def _load(self, name: str, part: LowRank) -> Factors:
-        """The factors of ``name``, kept until another tensor is asked for."""
-        if self._factors is None or self._factors[0] != name:
-            a, b = self._mapped.operand(part.a), self._mapped.operand(part.b)
-            made = factors(a, b, rank=part.rank, scale=part.scale, transposed=part.transposed)
-            self._factors = (name, made)
-        return self._factors[1]
+    def factors(self, name: str) -> Factors:
+        """The factors of ``name``, whose difference is low-rank."""
+        if name not in self._factors:
+            part = self.vector.parts[name]
+            assert isinstance(part, LowRank)
+            a, b = self.mapped.operand(part.a), self.mapped.operand(part.b)
+            self._factors[name] = factors(
+                a, b, rank=part.rank, scale=part.scale, transposed=part.transposed
+            )
+        return self._factors[name]

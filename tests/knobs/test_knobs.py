@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from avops.disk import open_checkpoint
-from avops.errors import AvopsError, MismatchError, NonFiniteError, RecipeError
-from avops.knobs import Knobs
+from avops.errors import AvopsError, CheckpointError, MismatchError, NonFiniteError, RecipeError
+from avops.knobs import Knobs, host
 from avops.recipe import Recipe, Sources, parse_terms
 from avops.score import load_model
-from avops.stream import merge, plan_merge
+from avops.stream import MergeOptions, merge, plan_merge
 from small_project import SmallProject
 
 AVS = {
@@ -131,18 +134,98 @@ def test_unknown_dials_and_bad_values(model: torch.nn.Module) -> None:
     assert knobs.state == {"med": 0, "fin": 0, "leg": 0}
 
 
-def test_a_failure_halfway_is_not_hidden(model: torch.nn.Module, project: SmallProject) -> None:
+def test_a_failure_halfway_brings_back_what_was_there(
+    model: torch.nn.Module, project: SmallProject
+) -> None:
     from safetensors.torch import save_file
 
     far = {**project.base, "model.norm.weight": project.base["model.norm.weight"] + 100}
     save_file(far, "far.safetensors")
     knobs = Knobs(model, {**AVS, "far": "far.safetensors"}, base="base.safetensors")
-    with pytest.raises(NonFiniteError, match="'model.norm.weight' would hold 32 values that are"):
+    knobs.set(med=0.5)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"'model.norm.weight' would hold 32 values .* at λ = med:1, far:3e\+38; lower",
+    ):
         knobs.set(far=3e38, med=1)
-    with pytest.raises(AvopsError, match="the model's weights are mixed"):
-        knobs.state  # noqa: B018
-    knobs.set()
-    assert same_bits(model, project.base)
+    assert knobs.state == {"med": 0.5, "fin": 0, "leg": 0, "far": 0}
+    assert same_bits(model, merged(["med:.5"], "a.safetensors"))
+
+
+def test_nonfinite_values_can_be_allowed(model: torch.nn.Module, project: SmallProject) -> None:
+    from safetensors.torch import save_file
+
+    far = {**project.base, "model.norm.weight": project.base["model.norm.weight"] + 100}
+    save_file(far, "far.safetensors")
+    knobs = Knobs(model, {"far": "far.safetensors"}, base="base.safetensors", allow_nonfinite=True)
+    knobs.set(far=3e38)
+    assert knobs.counts.nonfinite == 32
+    terms = parse_terms(["far.safetensors:3e38"], exist())
+    options = MergeOptions(allow_nonfinite=True)
+    merge(plan_merge(Recipe("base.safetensors", terms), Path("a.safetensors"), options))
+    assert same_bits(model, load_file("a.safetensors"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_failure_of_any_kind(
+    model: torch.nn.Module,
+    project: SmallProject,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    lasting: bool,
+) -> None:
+    """One failure: back to what was there. Another one on the way back: unusable, and said."""
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    knobs.set(fin=0.3)
+    expected = merged(["fin:.3"], "a.safetensors")
+    combine, calls = host.combine, [0]
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 5 or (lasting and calls[0] > 5):
+            raise error("injected")
+        return combine(*args, **kwargs)
+
+    monkeypatch.setattr(host, "combine", fail)
+    ids = torch.arange(5)[None]
+    with pytest.raises(error, match="injected"):
+        knobs.set(med=1)
+    if not lasting:
+        assert knobs.state["fin"] == pytest.approx(0.3)  # float32 of it
+        assert same_bits(model, expected)
+        return
+    for look in (
+        lambda: knobs.state,
+        lambda: knobs.counts,
+        lambda: knobs.effective,
+        lambda: knobs.at(med=1).__enter__(),
+        lambda: model(ids),
+    ):
+        with pytest.raises(AvopsError, match=r"weights are mixed.*call set\(\) again"):
+            look()
+    monkeypatch.setattr(host, "combine", combine)
+    knobs.set(fin=0.3)
+    assert same_bits(model, expected)
+    model(ids)
+
+
+def test_a_model_that_could_not_be_loaded_at_all(
+    model: torch.nn.Module, project: SmallProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combine = host.combine
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(host, "combine", fail)
+    with pytest.raises(RuntimeError, match="injected"):
+        Knobs(model, AVS, base="base.safetensors")
+    with pytest.raises(AvopsError, match="weights are mixed"):
+        model(torch.arange(5)[None])
+    monkeypatch.setattr(host, "combine", combine)
+    Knobs(model, AVS, base="base.safetensors")
+    model(torch.arange(5)[None])
 
 
 def test_models_that_do_not_fit(model: torch.nn.Module, project: SmallProject) -> None:
@@ -181,10 +264,41 @@ def test_vectors_are_checked(model: torch.nn.Module, project: SmallProject) -> N
     assert open_checkpoint("base.safetensors").nbytes > 0
 
 
-@pytest.mark.gpu
-def test_a_model_on_the_gpu(project: SmallProject) -> None:
-    model = load_model(project.directory / "hf", dtype=torch.bfloat16, device="cuda")
+def test_files_that_change_are_noticed_before_anything_is_written(model: torch.nn.Module) -> None:
     knobs = Knobs(model, AVS, base="base.safetensors")
-    knobs.set(med=-1, fin=-1, leg=0.6)
-    expected = merged(["med:-1", "fin:-1", "leg:.6"], "a.safetensors")
-    assert same_bits(model.cpu(), expected)
+    knobs.set(fin=0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = Path(AVS["med"])
+    raw = path.read_bytes()
+    path.write_bytes(raw)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    with pytest.raises(CheckpointError, match=r"med.safetensors: changed while it was in use"):
+        knobs.set(med=1)
+    assert knobs.state["med"] == 0
+    assert same_bits(model, before)
+
+
+def test_files_that_are_replaced_are_still_there(model: torch.nn.Module) -> None:
+    expected = merged(["leg:1"], "a.safetensors")
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    for name in ("base.safetensors", *AVS.values()):
+        Path("new").write_bytes(b"nothing")
+        Path("new").replace(name)
+    knobs.set(leg=1)
+    assert same_bits(model, expected)
+
+
+def test_set_waits_for_forwards_that_hold_the_lock(model: torch.nn.Module) -> None:
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        first = model(ids).logits
+        with knobs.lock:
+            thread = threading.Thread(target=knobs.set, args=({"fin": 1},))
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive()
+            assert torch.equal(model(ids).logits, first)
+        thread.join()
+        assert not torch.equal(model(ids).logits, first)
+    assert knobs.state["fin"] == 1

@@ -19,6 +19,7 @@ class Tied(torch.nn.Module):
         self.embed = torch.nn.Embedding(5, 4)
         self.head = torch.nn.Linear(4, 5, bias=False)
         self.head.weight = self.embed.weight
+        self.eval()
 
 
 def files(directory: Path, aligned_head: torch.Tensor | None = None) -> tuple[Path, Path]:
@@ -62,7 +63,7 @@ def test_tied_tensors_that_move_apart_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_tensor_without_a_parameter(tmp_path: Path, moved: bool) -> None:
     """An old buffer in the file does no harm, unless a vector changes it."""
-    model = torch.nn.Linear(3, 2, bias=False)
+    model = torch.nn.Linear(3, 2, bias=False).eval()
     base = {"weight": torch.randn(2, 3), "rotary.inv_freq": torch.ones(4)}
     aligned = {"weight": torch.randn(2, 3), "rotary.inv_freq": torch.ones(4) + float(moved)}
     save_file(base, tmp_path / "b.safetensors")
@@ -127,7 +128,7 @@ def test_an_adapter_that_moves_one_name_is_refused(tmp_path: Path, module: str) 
 
 
 def test_an_adapter_of_a_tensor_without_a_parameter(tmp_path: Path) -> None:
-    model = torch.nn.Linear(4, 5, bias=False)
+    model = torch.nn.Linear(4, 5, bias=False).eval()
     base = {"weight": torch.randn(5, 4), "head.weight": torch.ones(5, 4)}
     save_file(base, tmp_path / "b.safetensors")
     with pytest.raises(MismatchError, match=r"'head.weight' has no parameter.*AV a changes it"):

@@ -1,0 +1,1 @@
+"""What avops does on a device, beside torch, in one process."""

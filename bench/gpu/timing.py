@@ -1,0 +1,71 @@
+"""Time on a device: medians of events, after warming up; wall clock where there are no events."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of single runs."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def figures(self) -> dict[str, float | int]:
+        low, high = min(self.seconds), max(self.seconds)
+        return {"median_s": self.median, "min_s": low, "max_s": high, "runs": len(self.seconds)}
+
+
+def timed(work: Callable[[], object], device: torch.device, *, runs: int = 15) -> Timed:
+    """The seconds of ``work()`` on ``device``. Its data must be far larger than the caches."""
+    for _ in range(3):
+        work()
+    wait(device)
+    return Timed(tuple(_once(work, device) for _ in range(runs)))
+
+
+def _once(work: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    work()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def clocked(work: Callable[[], object], device: torch.device, *, runs: int = 5) -> Timed:
+    """Seconds by the host's clock, the device waited for: for work that the host drives."""
+    work()
+    wait(device)
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        wait(device)
+        found.append(time.perf_counter() - start)
+    return Timed(tuple(found))
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes ever handed out by torch's allocator: unchanged means that nothing was allocated."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"])
