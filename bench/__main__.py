@@ -23,7 +23,8 @@ def main() -> None:
     kernels = ["--json", str(RESULTS / "kernels.json")] if args.save else []
     merge = ["--save"] if args.save else []
     merge += ["--mergekit", args.mergekit] if args.mergekit else []
-    for name, options in (("kernels", kernels), ("merge", merge)):
+    logprob = ["--json", str(RESULTS / "logprob.json")] if args.save else []
+    for name, options in (("kernels", kernels), ("logprob", logprob), ("merge", merge)):
         subprocess.run([sys.executable, "-m", f"bench.{name}", *options], check=True)
 
 

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a signature or struct here; avops/kernels/extension.py holds its twin. */
-#define AVOPS_ABI 4
+#define AVOPS_ABI 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -100,6 +100,33 @@ void avops_lowrank(const float *left, const float *right, int64_t rank, int64_t 
  * Contract: avops/kernels/gram. */
 int32_t avops_gram(avops_input base, const avops_term *terms, int64_t term_count, avops_input out,
                    int64_t n, double *sums);
+
+/* How logits come from what the head gives: times multiply, over divide, then softcap * tanh(x / softcap)
+ * unless softcap is 0; each a rounding to f32, and none where the factor is 1. */
+typedef struct {
+    float multiply;
+    float divide;
+    float softcap;
+} avops_logits;
+
+/* out[row] = log P(targets[row]) of each row of f32 logits, `stride` elements from row to row; NaN where
+ * targets[row] is no column. Contract: avops/kernels/logprob. */
+void avops_logprob(const float *logits, int64_t rows, int64_t columns, int64_t stride,
+                   const int64_t *targets, avops_logits rule, float *out, int32_t threads);
+
+/* Ways to multiply, each with all before it: avops_head_path() is the best one that this CPU has. */
+enum avops_path { AVOPS_PLAIN = 0, AVOPS_AVX2 = 1, AVOPS_AVX512 = 2, AVOPS_AVX512_BF16 = 3 };
+int32_t avops_head_path(void);
+
+/* The bytes, of memory aligned to 64, that avops_head_logprob needs for each thread. */
+int64_t avops_head_scratch(int64_t dim);
+
+/* out[row] = log P(targets[row]) under the logits hidden[row] @ weight.T + bias. hidden is [rows, dim] and
+ * weight [vocabulary, dim], row-major and aligned to their elements; bias holds `vocabulary` elements, or
+ * its data is NULL. path: the best way to take, if the CPU has it. Contract: avops/kernels/head_logprob. */
+void avops_head_logprob(avops_input hidden, int64_t rows, avops_input weight, avops_input bias,
+                        int64_t vocabulary, int64_t dim, const int64_t *targets, avops_logits rule,
+                        float *out, int32_t path, void *scratch, int32_t threads);
 
 /* The code path this CPU takes: "AVX-512", "AVX2", "SSE2", or "generic" (one path, no choice). */
 const char *avops_variant(void);

@@ -195,6 +195,66 @@ PyObject *diff(PyObject *, PyObject *const *args, Py_ssize_t count) {
                          static_cast<long long>(counts.zeros));
 }
 
+// One tuple (multiply, divide, softcap).
+bool read_logits(PyObject *tuple, avops_logits *rule) {
+    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 3) {
+        PyErr_SetString(PyExc_TypeError, "a rule is a tuple (multiply, divide, softcap)");
+        return false;
+    }
+    rule->multiply = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 0)));
+    rule->divide = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 1)));
+    rule->softcap = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 2)));
+    return !PyErr_Occurred();
+}
+
+PyObject *logprob(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("logprob", count, 8)) return nullptr;
+    const float *logits = static_cast<const float *>(address_of(args[0]));
+    const int64_t rows = PyLong_AsLongLong(args[1]);
+    const int64_t columns = PyLong_AsLongLong(args[2]);
+    const int64_t stride = PyLong_AsLongLong(args[3]);
+    const int64_t *targets = static_cast<const int64_t *>(address_of(args[4]));
+    avops_logits rule;
+    if (!read_logits(args[5], &rule)) return nullptr;
+    float *out = static_cast<float *>(address_of(args[6]));
+    const int32_t threads = int32_of(args[7]);
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    avops_logprob(logits, rows, columns, stride, targets, rule, out, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject *head_scratch(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("head_scratch", count, 1)) return nullptr;
+    const int64_t dim = PyLong_AsLongLong(args[0]);
+    if (PyErr_Occurred()) return nullptr;
+    return PyLong_FromLongLong(avops_head_scratch(dim));
+}
+
+PyObject *head_logprob(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    if (!expect_arguments("head_logprob", count, 15)) return nullptr;
+    const avops_input hidden = {address_of(args[0]), int32_of(args[1])};
+    const int64_t rows = PyLong_AsLongLong(args[2]);
+    const avops_input weight = {address_of(args[3]), int32_of(args[4])};
+    const avops_input bias = {address_of(args[5]), int32_of(args[6])};
+    const int64_t vocabulary = PyLong_AsLongLong(args[7]);
+    const int64_t dim = PyLong_AsLongLong(args[8]);
+    const int64_t *targets = static_cast<const int64_t *>(address_of(args[9]));
+    avops_logits rule;
+    if (!read_logits(args[10], &rule)) return nullptr;
+    float *out = static_cast<float *>(address_of(args[11]));
+    const int32_t path = int32_of(args[12]);
+    void *scratch = address_of(args[13]);
+    const int32_t threads = int32_of(args[14]);
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    avops_head_logprob(hidden, rows, weight, bias, vocabulary, dim, targets, rule, out, path, scratch,
+                       threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 template <class Function>
 PyCFunction method(Function function) {
     // Python's own cast: the table stores one function type, the flags say which one it is.
@@ -214,11 +274,18 @@ PyMethodDef methods[] = {
      "gram(base, dtype, terms, out, dtype, n, sums): writes the upper triangle to sums"},
     {"lowrank", method(lowrank), METH_FASTCALL,
      "lowrank(left, right, rank, columns, scale, start, out, n, threads)"},
+    {"logprob", method(logprob), METH_FASTCALL,
+     "logprob(logits, rows, columns, stride, targets, (multiply, divide, softcap), out, threads)"},
+    {"head_scratch", method(head_scratch), METH_FASTCALL, "head_scratch(dim) -> bytes of a thread"},
+    {"head_logprob", method(head_logprob), METH_FASTCALL,
+     "head_logprob(hidden, dtype, rows, weight, dtype, bias, dtype, vocabulary, dim, targets, "
+     "(multiply, divide, softcap), out, path, scratch, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
 int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "ABI", AVOPS_ABI) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "HEAD_PATH", avops_head_path()) < 0) return -1;
     return PyModule_AddStringConstant(module, "VARIANT", avops_variant());
 }
 

@@ -1,11 +1,13 @@
-"""Installing avops: from a checkout, editable, through sdist and wheel; with and without compiler.
+"""Installing avops: from a checkout, editable, through sdist and wheel; with and without compilers.
 
 Every install goes into a fresh environment that sees numpy, rich and setuptools and nothing else:
-so no torch at build time, none for the kernels, and no network.
+so no torch at build time, none for the kernels, and no network. nvcc takes a minute: a script
+stands for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +23,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BUILD = ("setuptools",)
 RUN = ("numpy", "rich", "Pygments", "markdown-it-py", "mdurl", "tomli")
+
+# Each test installs avops, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(900)
 
 has_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"
@@ -55,7 +60,7 @@ def source(tmp_path: Path) -> Path:
         "CHANGELOG.md",
     ):
         shutil.copy(ROOT / name, copy)
-    built = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    built = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "_combine.*")
     for name in ("avops", "csrc", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=built)
     return copy
@@ -110,16 +115,15 @@ class Environment:
 
     @staticmethod
     def _run(command: list[str], cwd: Path, env: dict[str, str]) -> str:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("AVOPS_", "PYTHON"))}
         done = subprocess.run(
             command,
             cwd=cwd,
-            env={**clean, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200", **env},
+            env={**clean(), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "200", **env},
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -130,13 +134,30 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "venv")
 
 
-def fake_nvcc(directory: Path) -> Path:
-    """An nvcc that leaves a mark and fails."""
-    directory.mkdir()
-    program = directory / "nvcc"
-    program.write_text(f"#!/bin/sh\ntouch {directory}/called\nexit 1\n")
+def clean() -> dict[str, str]:
+    """The variables of this process, without what steers avops' build, and without any nvcc."""
+    ours = ("AVOPS_", "PYTHON", "CUDA_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    paths = [p for p in kept["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists()]
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is not None:
+        paths.append(str(Path(compiler).parent))
+    return {**kept, "PATH": os.pathsep.join(paths)}
+
+
+def fake_nvcc(directory: Path, status: int) -> dict[str, str]:
+    """Variables for an nvcc that writes its arguments into its output, and ends with ``status``."""
+    (directory / "bin").mkdir(parents=True)
+    program = directory / "bin" / "nvcc"
+    program.write_text(
+        "#!/bin/sh\n"
+        'all="$*"\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'echo "$all" > "$2"\n'
+        f"echo 'line 1: no such thing' >&2\nexit {status}\n"
+    )
     program.chmod(0o755)
-    return directory
+    return {"CUDA_HOME": str(directory)}
 
 
 def without_compiler(directory: Path) -> dict[str, str]:
@@ -152,27 +173,24 @@ def without_compiler(directory: Path) -> dict[str, str]:
 @has_compiler
 @pytest.mark.parametrize("nvcc", [True, False], ids=["nvcc", "no nvcc"])
 def test_pip_install(nvcc: bool, source: Path, environment: Environment, tmp_path: Path) -> None:
-    paths = [p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists()]
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    assert compiler is not None
-    paths.append(str(Path(compiler).parent))
-    marks = fake_nvcc(tmp_path / "cuda")
-    if nvcc:
-        paths.insert(0, str(marks))
+    env = fake_nvcc(tmp_path / "cuda", 0) if nvcc else {}
     # What an earlier build or an editable install may have left must not get in.
     stale = source / "build" / f"lib.linux-x86_64-cpython-3{sys.version_info.minor}" / "avops"
     for directory in (stale, source / "build" / "lib" / "avops"):
         directory.mkdir(parents=True)
         (directory / "stale.py").write_text("")
         (directory / "_native.abi3.so").write_bytes(b"stale")
-    (source / "avops" / "_native.abi3.so").write_bytes(b"stale")
+    for name in ("_native.abi3.so", "_combine.fatbin", "_combine.fatbin.sha256"):
+        (source / "avops" / name).write_bytes(b"stale")
 
-    said = environment.install(".", cwd=source, PATH=os.pathsep.join(paths))
+    said = environment.install(".", cwd=source, **env)
 
     assert "avops: native extension built" in said
-    assert not (marks / "called").exists()
+    kernels = f"CUDA kernels built by {tmp_path}/cuda/bin/nvcc: sm_80, sm_90, sm_100, sm_120"
+    assert f"avops: {kernels if nvcc else 'no CUDA kernels built: no nvcc'}" in said
     installed = environment.site / "avops"
     assert {"_native.abi3.so", "py.typed"} <= {p.name for p in installed.iterdir()}
+    check_kernels(installed, built=nvcc)
     assert not (installed / "stale.py").exists()
     assert not (environment.site / "csrc").exists()
     assert not (environment.site / "tests").exists()
@@ -184,18 +202,55 @@ def test_pip_install(nvcc: bool, source: Path, environment: Environment, tmp_pat
     assert "avops" in environment.avops("--version")
 
 
+def check_kernels(installed: Path, *, built: bool) -> None:
+    """The source is there for NVRTC; the fatbin, if there is one, was made from it by nvcc."""
+    text = (ROOT / "csrc/combine.cu").read_bytes()
+    assert (installed / "_combine.cu").read_bytes() == text
+    names = {path.name for path in installed.glob("_combine.*")} - {"_combine.cu"}
+    if not built:
+        assert not names
+        return
+    assert names == {"_combine.fatbin", "_combine.fatbin.sha256"}
+    arguments = (installed / "_combine.fatbin").read_text().split()
+    assert {"-fatbin", "--fmad=false", "-gencode=arch=compute_90,code=sm_90"} <= set(arguments)
+    assert "-gencode=arch=compute_80,code=compute_80" in arguments
+    digest = (installed / "_combine.fatbin.sha256").read_text()
+    assert digest == hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize("how", ["failing nvcc", "AVOPS_NO_CUDA"])
+def test_without_built_kernels(
+    how: str, source: Path, environment: Environment, tmp_path: Path
+) -> None:
+    env = fake_nvcc(tmp_path / "cuda", 1 if how == "failing nvcc" else 0)
+    if how == "AVOPS_NO_CUDA":
+        env["AVOPS_NO_CUDA"] = "1"
+    said = environment.install(".", cwd=source, AVOPS_NO_NATIVE="1", **env)
+    if how == "failing nvcc":
+        assert f"avops: NO CUDA KERNELS: {tmp_path}/cuda/bin/nvcc failed" in said
+        assert "avops: line 1: no such thing" in said
+    else:
+        assert "avops: no CUDA kernels built: AVOPS_NO_CUDA is set" in said
+    check_kernels(environment.site / "avops", built=False)
+
+
 @has_compiler
 def test_editable_install(source: Path, environment: Environment, tmp_path: Path) -> None:
-    environment.install("-e", ".", cwd=source)
+    (source / "avops" / "_combine.fatbin").write_bytes(b"stale")
+    environment.install("-e", ".", cwd=source, **fake_nvcc(tmp_path / "cuda", 0))
+    assert "-fatbin" in (source / "avops" / "_combine.fatbin").read_text()
+    # The source is the checkout's own, so that it is never an older one.
+    assert not (source / "avops" / "_combine.cu").exists()
     (built,) = (source / "avops").glob("_native*")
     assert built.name == "_native.abi3.so"
     assert environment.states()["native"][:2] == (True, True)
     where = environment.run("import avops; print(avops.__file__)").strip()
     assert Path(where).samefile(source / "avops" / "__init__.py")
 
-    # Installed again without a compiler: the old extension goes, and its reason comes.
+    # Installed again without compilers: what they made goes, and the reason comes.
     environment.install("-e", ".", cwd=source, **without_compiler(tmp_path / "bare"))
     assert not list((source / "avops").glob("_native*"))
+    assert not list((source / "avops").glob("_combine*"))
     assert environment.states()["native"][0] is False
 
 
@@ -203,12 +258,15 @@ def test_editable_install(source: Path, environment: Environment, tmp_path: Path
 def test_sdist_then_wheel_then_install(
     source: Path, environment: Environment, tmp_path: Path
 ) -> None:
-    (source / "avops" / "_native.abi3.so").write_bytes(b"stale")
+    for name in ("_native.abi3.so", "_combine.fatbin"):
+        (source / "avops" / name).write_bytes(b"stale")
     dist = tmp_path / "dist"
     # Without --wheel or --sdist, build makes the sdist, and the wheel from the unpacked sdist.
     options = ["--no-isolation", "--skip-dependency-check", "--outdir", str(dist)]
     command = [sys.executable, "-m", "build", *options, str(source)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=600, env=clean()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     (sdist,) = dist.glob("avops-*.tar.gz")
@@ -218,6 +276,7 @@ def test_sdist_then_wheel_then_install(
     needed |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
     assert needed <= names
     assert not [name for name in names if name.startswith("tests/") or name.endswith(".so")]
+    assert not [name for name in names if "_combine." in name]
 
     (wheel,) = dist.glob("avops-*.whl")
     python, abi, platform = wheel.stem.split("-")[-3:]
@@ -227,6 +286,7 @@ def test_sdist_then_wheel_then_install(
         names = set(archive.namelist())
     packages = {p.relative_to(source).as_posix() for p in (source / "avops").rglob("*.py")}
     assert packages | {"avops/_native.abi3.so", "avops/py.typed"} <= names
+    assert {name for name in names if "_combine." in name} == {"avops/_combine.cu"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
     environment.pip("install", "--no-deps", "--no-index", str(wheel), cwd=tmp_path)

@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
         f"Try next, in {args.directory}:\n"
         "  avops merge base.safetensors --av med:-1 fin:-1 leg:.6\n"
         "  avops score --av med:.5 leg:-1 --levels exp,gen,avd\n"
-        "  avops sweep --av leg:-1.5:1:.25 med:-1"
+        "  avops sweep --av leg:-1.5:1:.25 med:-1\n"
+        "  avops generate --compare med:-1,1 -- "
+        "'For two weeks I have had a stiff neck. What should I do?'"
     )
     return 0
 

@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Sequence
 
 from avops import env
-from avops.cli import demo, diff, doctor, extract, inspect, merge, score, sweep, verify
+from avops.cli import demo, diff, doctor, extract, generate, inspect, merge, score, sweep, verify
 from avops.errors import AvopsError
 from avops.version import __version__
 
-_VERBS = (demo, extract, merge, inspect, diff, verify, score, sweep, doctor)
+_VERBS = (demo, extract, merge, inspect, diff, verify, score, sweep, generate, doctor)
 
 _DESCRIPTION = """\
 Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
@@ -28,6 +28,7 @@ Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
   avops merge BASE --av med:-1 fin:-1 leg:.6                write θ(λ)
   avops score --levels exp,gen,avd                          preference accuracy
   avops sweep --av med:-1.5:1:.1                            one λ, every domain
+  avops generate --av med:-1 'What helps?'                  what the dial says
 """
 
 
@@ -92,6 +93,7 @@ def entry() -> None:
     """Console script."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    env.one_blas_thread()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show λ must not turn a finished merge into a failure.

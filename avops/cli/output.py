@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 Progress = Callable[[int, int], None]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_COLUMN = 36  # characters below which a column of running text is hard to read
+_FRAME = 0.06  # seconds between two drawings of a live table
 
 
 def result(data: Any) -> None:
@@ -25,6 +32,22 @@ def result(data: Any) -> None:
 def line(text: str = "") -> None:
     """A line of the result on stdout."""
     sys.stdout.write(text + "\n")
+
+
+def piece(text: str) -> None:
+    """A piece of running text on stdout, at once; on a terminal control characters are escaped."""
+    sys.stdout.write(tame(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def tame(text: str) -> str:
+    """``text`` with the characters escaped that a terminal would obey, but for breaks and tabs."""
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) == "Cc" and c not in "\n\t"
+        else c
+        for c in text
+    )
 
 
 def note(text: str) -> None:
@@ -114,6 +137,70 @@ def _drawn(
     return drawn
 
 
+def fits_columns(count: int) -> bool:
+    """Whether stdout is a terminal on which ``count`` texts can stand side by side."""
+    if not sys.stdout.isatty():
+        return False
+    from rich.console import Console
+
+    terminal = Console(file=sys.stdout)
+    return not terminal.is_dumb_terminal and terminal.width >= count * _COLUMN
+
+
+@contextmanager
+def columns(titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+    """Running texts side by side on a terminal: ``add(column, piece)``, drawn as they come.
+
+    An empty piece draws what is left to draw. While they run, the ends of texts that are longer
+    than the terminal is high are shown; afterwards, or after an interrupt, all of them stays.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    terminal = Console(file=sys.stdout, highlight=False)
+    texts = [""] * len(titles)
+    drawn = 0.0
+
+    def add(column: int, text: str) -> None:
+        nonlocal drawn
+        texts[column] += tame(text)
+        if not text or time.monotonic() - drawn > _FRAME:
+            live.update(_side_by_side(terminal, titles, texts, whole=False), refresh=True)
+            drawn = time.monotonic()
+
+    live = Live(
+        _side_by_side(terminal, titles, texts, whole=True),
+        console=terminal,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with live:
+        try:
+            yield add
+        finally:
+            live.update(_side_by_side(terminal, titles, texts, whole=True))
+
+
+def _side_by_side(
+    terminal: Console, titles: Sequence[str], texts: Sequence[str], *, whole: bool
+) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    gap = 2
+    width = terminal.width // len(titles) - gap  # rich counts a gap after the last column, too
+    heads = [Text(plain(title)).wrap(terminal, width) for title in titles]
+    bodies = [Text(text).wrap(terminal, width) for text in texts]
+    room = max(terminal.height - max(map(len, heads)) - 2, 1)  # a rule, and a line for the cursor
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+    for head in heads:
+        drawn.add_column(Text("\n").join(head), width=width)
+    drawn.add_row(*(Text("\n").join(body[:] if whole else body[-room:]) for body in bodies))
+    return drawn
+
+
 @contextmanager
 def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator[Progress]:
     """A progress callback ``(done, total)``: a bar on a terminal, a line every few seconds else.
@@ -141,7 +228,10 @@ def _rich_progress(what: str, unit: str) -> Iterator[Progress]:
     amount: tuple[rich_progress.ProgressColumn, ...] = (
         (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
         if unit == "bytes"
-        else (rich_progress.MofNCompleteColumn(), rich_progress.TextColumn(unit, markup=False))
+        else (
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn(unit + "{task.fields[rate]}", markup=False),
+        )
     )
     bar = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", markup=False),
@@ -152,8 +242,14 @@ def _rich_progress(what: str, unit: str) -> Iterator[Progress]:
         transient=True,
     )
     with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, rate="")
+        shown = bar.tasks[0]
+
+        def update(done: int, total: int) -> None:
+            rate = f", {shown.speed:,.0f}/s" if shown.speed else ""
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield update
 
 
 def _plain_progress(what: str, unit: str, every: float = 5.0) -> Progress:

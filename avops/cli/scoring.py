@@ -1,38 +1,51 @@
-"""What `avops score` and `avops sweep` share: their options, their setup and their tables."""
+"""What `avops score` and `avops sweep` share: their options, their setup and their outputs."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from avops.cli import hub, output, project
 from avops.errors import UserError
 from avops.recipe import Project, Source
 
 if TYPE_CHECKING:
-    from avops.score import ScoreSummary
+    from avops.score import ScoreTable
     from avops.search import Evaluator, Setup
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of what to score, and how."""
-    parser.add_argument("--levels", metavar="A,B,C", help="levels to score (default: the data's)")
-    parser.add_argument("--data", metavar="FILE", help="items as JSON lines")
-    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer (default: beside the base)")
-    parser.add_argument(
+    """Options of what to score, how, and where results go."""
+    what = parser.add_argument_group("what to score")
+    what.add_argument(
+        "--data", metavar="FILE", help="JSON lines: items, or pairs of prompt, chosen, rejected"
+    )
+    what.add_argument("--levels", metavar="A,B,C", help="levels to score (default: the data's)")
+    what.add_argument("--domain", metavar="A,B", help="only these domains (default: all)")
+    what.add_argument("--limit", type=int, metavar="N", help="only the first N of each domain")
+    how = parser.add_argument_group("how")
+    how.add_argument("--tokenizer", metavar="DIR", help="tokenizer (default: beside the base)")
+    how.add_argument(
         "--template",
         metavar="TEXT",
         help="text with {query} and {response}, \\n for a new line "
         "(default: the tokenizer's chat template)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
-    parser.add_argument("--force", action="store_true", help="replace earlier output files")
-    parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
+    how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto)")
+    how.add_argument(
+        "--dtype",
+        choices=("f32", "bf16"),
+        default="f32",
+        help="of the model's arithmetic; logits are f32 in both (default: f32)",
+    )
+    how.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward pass")
+    where = parser.add_argument_group("results")
+    where.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
+    where.add_argument("--force", action="store_true", help="replace earlier output files")
+    where.add_argument("--json", action="store_true", help="one JSON result on stdout")
 
 
 def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ...]) -> Setup:
@@ -45,24 +58,55 @@ def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ..
     data = args.data or found.data
     if data is None:
         raise UserError(f"no --data given and none in {project.FILE}; expected items as JSON lines")
-    levels = found.levels
-    if args.levels is not None:
-        levels = tuple(part.strip() for part in args.levels.split(","))
-        if "" in levels or len(set(levels)) < max(2, len(levels)):
-            raise UserError(
-                f"--levels {args.levels}: expected two or more different names, such as exp,gen,avd"
-            )
+    for flag, number in (("--limit", args.limit), ("--batch-tokens", args.batch_tokens)):
+        if number is not None and number < 1:
+            raise UserError(f"{flag} is {number}, expected 1 or more")
     return Setup(
         base=hub.local(project.base_of(args.base, found), quiet=args.json),
         sources=tuple(
             replace(source, path=hub.local(source.path, quiet=args.json)) for source in sources
         ),
         data=data,
-        levels=levels,
+        levels=levels_of(args) or _project_levels(found, data),
+        domains=domains_of(args),
+        limit=args.limit,
         tokenizer=args.tokenizer or found.tokenizer,
         template=found.template if args.template is None else args.template.replace("\\n", "\n"),
         device=args.device,
+        dtype=args.dtype,
+        batch_tokens=args.batch_tokens,
     )
+
+
+def levels_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The names in ``--levels``. Raises UserError unless they are two or more different ones."""
+    if args.levels is None:
+        return None
+    levels = tuple(part.strip() for part in args.levels.split(","))
+    if "" in levels or len(set(levels)) < max(2, len(levels)):
+        raise UserError(
+            f"--levels {args.levels}: expected two or more different names, such as exp,gen,avd"
+        )
+    return levels
+
+
+def domains_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """The names in ``--domain``. Raises UserError for an empty or doubled one."""
+    if args.domain is None:
+        return None
+    domains = tuple(part.strip() for part in args.domain.split(","))
+    if "" in domains or len(set(domains)) < len(domains):
+        raise UserError(f"--domain {args.domain}: expected different names, such as med,fin")
+    return domains
+
+
+def _project_levels(found: Project, data: str) -> tuple[str, ...] | None:
+    """avops.toml's levels, which are not meant for preference pairs of another file."""
+    from avops.score import holds_pairs
+
+    if found.levels is not None and data != found.data and holds_pairs(data):
+        return None
+    return found.levels
 
 
 def check_outputs(args: argparse.Namespace, *paths: Path) -> None:
@@ -83,46 +127,22 @@ def check_outputs(args: argparse.Namespace, *paths: Path) -> None:
 
 
 def open_evaluator(setup: Setup, *, quiet: bool) -> Evaluator:
-    """Load everything, saying so: importing torch and a model takes a while."""
+    """Read items and tokens, saying so: importing torch and a model takes a while."""
     from avops.search import Evaluator
 
     if not quiet:
         output.status(f"loading {setup.base} and {setup.data}")
-    return Evaluator(setup)
+    evaluator = Evaluator(setup)
+    if evaluator.items.ignored:
+        output.note(f"{setup.data}: not read: the fields {', '.join(evaluator.items.ignored)}")
+    return evaluator
 
 
-def save_table(
-    args: argparse.Namespace, evaluator: Evaluator, scores: Any, candidates: Sequence[str]
-) -> None:
+def save_table(args: argparse.Namespace, table: ScoreTable) -> None:
     """Write ``--table`` if it was asked for."""
-    from avops.score import write_table
+    from avops.disk import write_file
+    from avops.score import to_npz
 
     if args.table is not None:
-        write_table(
-            args.table, scores, candidates, evaluator.items, evaluator.plan, force=args.force
-        )
-
-
-def show_summary(title: str, summary: ScoreSummary) -> None:
-    """Preference accuracies with intervals, ties, dominant levels, and mean log-probs."""
-    levels = summary.levels
-    rows = [
-        [
-            part.domain,
-            str(part.n),
-            *(
-                f"{output.share(x.accuracy)} [{output.share(x.low)}, {output.share(x.high)}]"
-                for x in part.levels
-            ),
-            str(part.ties),
-            part.dominant or "none",
-        ]
-        for part in summary.domains
-    ]
-    columns = ("domain", "items", *levels, "ties", "dominant")
-    output.table(f"{title}\nPref.Acc per level [95 % Wilson interval]", columns, rows)
-    output.line()
-    means = [
-        [part.domain, *(f"{x.mean_logprob:.4f}" for x in part.levels)] for part in summary.domains
-    ]
-    output.table("mean log-prob per token (nats)", ("domain", *levels), means)
+        data = to_npz(table) if args.table.suffix == ".npz" else table.to_csv().encode()
+        write_file(args.table, data, force=args.force)

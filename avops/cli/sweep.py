@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from avops.cli import output, project, scoring
 from avops.errors import UserError
 
 if TYPE_CHECKING:
-    from avops.search import Setup, Sweep
+    from avops.recipe import Term
+    from avops.score import ScoreTable
+    from avops.search import Evaluator, Setup, Sweep
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -53,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     scoring.check_outputs(args, figure, table)
     require_matplotlib()
     evaluator = scoring.open_evaluator(setup, quiet=args.json)
+    evaluator.load()
     with output.progress(f"sweeping {source.name}", unit="tokens", quiet=args.json) as progress:
         result = sweep(evaluator, points, source.name, progress)
-    candidates = [" ".join(map(str, terms)) for terms in points[: len(result.lams)]]
-    scoring.save_table(args, evaluator, result.scores, candidates)
+    if args.table is not None:
+        scoring.save_table(args, _table(evaluator, points, result))
     write_file(table, to_csv(result).encode(), force=args.force)
     write_file(figure, sweep_figure(result, format=figure.suffix[1:]), force=args.force)
     if args.json:
@@ -68,6 +72,15 @@ def run(args: argparse.Namespace) -> int:
         output.note(f"interrupted: {len(result.lams)} of {result.asked} points were measured")
         return 130
     return 0
+
+
+def _table(evaluator: Evaluator, points: Sequence[Sequence[Term]], result: Sweep) -> ScoreTable:
+    from avops.search import Wanted, new_table
+
+    table = new_table(evaluator, about=True)
+    for terms, scores in zip(points, result.scores, strict=False):
+        table = table.append(Wanted(tuple(terms)).candidate(0, evaluator.device), scores)
+    return table
 
 
 def _json(result: Sweep, setup: Setup, table: Path, figure: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from avops.kernels import registry
 from avops.kernels.combine import CombineStats, combine
 from avops.kernels.diff import DiffStats, diff
 from avops.kernels.gram import gram
+from avops.kernels.head_logprob import LogProb
+from avops.kernels.logprob import LogitRule, logprob
 from avops.kernels.lowrank import Factors, factors, lowrank
 from avops.kernels.operands import Dither, Operand, Term, dither_key
 
@@ -18,6 +20,8 @@ __all__ = [
     "DiffStats",
     "Dither",
     "Factors",
+    "LogProb",
+    "LogitRule",
     "Operand",
     "Term",
     "combine",
@@ -25,6 +29,7 @@ __all__ = [
     "dither_key",
     "factors",
     "gram",
+    "logprob",
     "lowrank",
     "registry",
 ]

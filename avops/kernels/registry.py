@@ -28,6 +28,12 @@ _TABLE = {
     ("diff", "reference"): "avops.kernels.diff.reference",
     ("gram", "native"): "avops.kernels.gram.native",
     ("gram", "reference"): "avops.kernels.gram.reference",
+    ("head_logprob", "triton"): "avops.kernels.head_logprob.triton",
+    ("head_logprob", "native"): "avops.kernels.head_logprob.native",
+    ("head_logprob", "reference"): "avops.kernels.head_logprob.reference",
+    ("logprob", "triton"): "avops.kernels.logprob.triton",
+    ("logprob", "native"): "avops.kernels.logprob.native",
+    ("logprob", "reference"): "avops.kernels.logprob.reference",
     ("lowrank", "native"): "avops.kernels.lowrank.native",
     ("lowrank", "reference"): "avops.kernels.lowrank.reference",
 }

@@ -1,8 +1,17 @@
-"""The working path: sequences of equal length together, logits only where tokens are scored.
+"""The working path: S[item, level] of one plan, again and again as a model's weights change.
 
-Computes S[item, level] = (1/T_r) Σ log P(t | context), the same expressions as the oracle: f32
-logits, f32 log-softmax, an exactly rounded f64 sum. Nothing is padded or masked, so a row's value
-depends on its own sequence alone; the two differ only in the order in which matrix products are
+Computes S = (1/T_r) Σ log P(t | context), the same expressions as the oracle: f32 logits, f32
+log-softmax, an exactly rounded f64 sum. Two paths do it:
+
+packed: items as token trees (``tree.py``), whole items packed into blocks (``blocks.py``), each
+query prefix computed once. The default, wherever a model's attention goes through transformers'
+AttentionInterface and a block scored both ways shows the same numbers (``check.py``).
+
+exact: whole sequences of equal length together (``exact.py``). For every other model; which path
+was taken, and why, is said by ``Scorer.path`` and ``Scorer.reason``.
+
+Nothing is padded, and a row's value depends on its own sequence alone; a path differs from the
+oracle, and from itself at another ``batch_tokens``, only in the order in which matrix products are
 summed. To first order, with roundings taken as independent, all but a share 2·exp(−T²/2) of
 differences obey
 
@@ -13,21 +22,22 @@ of its sum, and a few), each at most u·a_j, that sum over absolute values; the 
 evaluations and u·|S| for S in f32. The tests evaluate it by automatic differentiation (T = 7).
 
 Bits are the same in every run with the same plan, ``batch_tokens``, machine and thread count.
-
-A head in bf16 or f16 is multiplied in f32: its inputs are exact in f32, and logits rounded to
-bf16 would put log-probs on a grid coarse enough to change winners.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avops.errors import MissingExtraError, NonFiniteError, UserError
+from avops.score.blocks import cut_blocks
+from avops.score.check import Verdict, self_check
+from avops.score.exact import Batch, ExactPath
+from avops.score.head import Head
+from avops.score.packed import PackedPath, why_not
 
 try:
     import torch
@@ -35,78 +45,110 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "scoring") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, MutableMapping
 
     from numpy.typing import NDArray
 
+    from avops.score.blocks import Block
     from avops.score.plan import TokenPlan
 
 BATCH_TOKENS = 4096
-"""Tokens per forward pass, unless one sequence is longer."""
+"""Tokens per forward pass, unless one item is longer."""
 
-BATCH_LOGITS = 1 << 26
-"""Logits per forward pass (256 MiB in f32), unless one sequence has more."""
-
-SOFTMAX_LOGITS = 1 << 22
-"""Logits per log-softmax, whose result is as large as its input."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of one length, fed without their last token.
-
-    ids: [sequence, position]. rows: flat positions whose logits are needed. targets: the token
-    that each row predicts. slots: where its log-prob belongs among all scored tokens of the plan.
-    """
-
-    ids: torch.Tensor
-    rows: torch.Tensor
-    targets: torch.Tensor
-    slots: NDArray[np.int64]
+PATHS = ("auto", "packed", "exact")
 
 
 class Scorer:
     """Scores one plan with one model, again and again as the model's weights change.
 
-    The batches are decided here, from the plan's lengths, the vocabulary's size and
-    ``batch_tokens``; nothing derived from weights is kept. The model must be in eval mode, and
-    stay on its device.
+    The work is cut here, from the plan and ``batch_tokens``; nothing derived from weights is kept.
+    The model must be in eval mode, and stay on its device. While ``run`` is at work the model's
+    attention implementation is another; before and after, it is the model's own.
+
+    Parameters
+    ----------
+    model, plan
+        What to score with, and what.
+    batch_tokens
+        Tokens per forward pass, unless one item is longer.
+    path
+        ``packed`` or ``exact`` forces one; ``packed`` then fails where a model cannot be.
+
     """
 
-    def __init__(self, model: Any, plan: TokenPlan, *, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: TokenPlan,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        path: str = "auto",
+    ) -> None:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens is {batch_tokens}, expected 1 or more")
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-        if head is None:
-            raise UserError(
-                f"{type(model).__name__}: it has no language-model head, expected a causal LM; "
-                "load the model with load_model"
-            )
-        if head.weight.dtype != torch.float32 and type(head) is not torch.nn.Linear:
-            raise UserError(
-                f"{type(model).__name__}: its head is a {type(head).__name__} in "
-                f"{head.weight.dtype}, expected torch.nn.Linear or float32, so that logits are "
-                "float32; load the model with dtype=torch.float32"
-            )
-        config = model.config.get_text_config()
+        if path not in PATHS:
+            raise UserError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
+        head = Head(model)
         plan.check_fits(
-            positions=getattr(config, "max_position_embeddings", None),
-            vocabulary=embedding.weight.shape[0],
+            positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+            vocabulary=model.get_input_embeddings().weight.shape[0],
         )
         self.model = model
         self.plan = plan
+        self.check: Verdict | None = None
         self._head = head
+        self._wanted = path
+        self._batch_tokens = batch_tokens
         self._ends = np.cumsum(plan.scored.ravel(), dtype=np.int64)
-        self._batches = [
-            _build_batch(plan, numbers, self._ends, embedding.weight.device)
-            for numbers in _group(plan, batch_tokens, BATCH_LOGITS // head.weight.shape[0])
-        ]
-        self._total = sum(batch.ids.numel() for batch in self._batches)
+        reason = "it was asked for" if path != "auto" else "the model's attention is pluggable"
+        refusal = None
+        if path != "exact":
+            refusal = why_not(model, int(plan.lengths.max()) - 1)
+        self._path: PackedPath | ExactPath
+        if path == "exact":
+            self._take_exact(reason)
+        elif refusal is not None:
+            self._fall_back(refusal)
+        else:
+            self._path = PackedPath(head, cut_blocks(plan, batch_tokens))
+            self._reason = reason
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+    @property
+    def path(self) -> str:
+        """``packed`` or ``exact``; a packed one may turn exact in the first run."""
+        return self._path.name
+
+    @property
+    def reason(self) -> str:
+        """Why this path."""
+        return self._reason
+
+    @property
+    def units(self) -> tuple[Block | Batch, ...]:
+        """The forward passes of a run, in order; each has ``sha256``, ``slots`` and ``tokens``."""
+        return tuple(self._path.units)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a run feeds: those that responses share count once if packed."""
+        return sum(unit.tokens for unit in self._path.units)
+
+    def run(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        finished: MutableMapping[str, NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
         """S[item, level] with the model's present weights.
 
-        ``progress(done_tokens, total_tokens)`` is called after every batch.
+        Parameters
+        ----------
+        progress
+            ``progress(done_tokens, total_tokens)`` is called after every forward pass.
+        finished
+            Log-probs by the hash of a unit. What is there is not computed again, and what is
+            computed is put there at once, so that an interrupted run can be taken up. The hash
+            knows nothing of weights: use one mapping for one λ.
 
         Raises
         ------
@@ -119,46 +161,55 @@ class Scorer:
                 f"{type(self.model).__name__}: the model is in training mode, where dropout makes "
                 "scores random; call model.eval() first"
             )
+        self._decide()
+        path = self._path
         log_probs = np.empty(self._ends[-1], np.float32)
-        done = 0
-        with torch.inference_mode():
-            for batch in self._batches:
-                values = self._score(batch)
-                self._check(values, batch)
-                log_probs[batch.slots] = values
-                done += batch.ids.numel()
+        done, total = 0, self.tokens
+        finished = {} if finished is None else finished
+        session = path.session() if isinstance(path, PackedPath) else nullcontext()
+        with torch.inference_mode(), session:
+            for unit in path.units:
+                values = finished.get(unit.sha256)
+                if values is None:
+                    values = path.score(unit)  # type: ignore[arg-type]
+                    self._check(values, unit)
+                    finished[unit.sha256] = values
+                log_probs[unit.slots] = values
+                done += unit.tokens
                 if progress is not None:
-                    progress(done, self._total)
+                    progress(done, total)
         parts = np.split(log_probs, self._ends[:-1])
         means = [math.fsum(part.tolist()) / part.size for part in parts]
         return np.array(means, np.float32).reshape(self.plan.starts.shape)
 
-    def _score(self, batch: Batch) -> NDArray[np.float32]:
-        """The log-prob of each of the batch's targets."""
-        with _project_rows(self._head, batch.rows):
-            logits = self.model(input_ids=batch.ids, use_cache=False).logits
-        if logits.dtype != torch.float32 or logits.shape[:-1] != (1, batch.rows.numel()):
-            raise UserError(
-                f"{type(self.model).__name__}: its forward gives {logits.dtype} logits of shape "
-                f"{list(logits.shape)} for {batch.rows.numel()} scored tokens, expected float32 "
-                "straight from its head; this architecture cannot be scored"
-            )
-        step = max(1, SOFTMAX_LOGITS // logits.shape[-1])
-        parts = [
-            torch.log_softmax(rows, dim=-1).gather(1, targets[:, None])[:, 0]
-            for rows, targets in zip(
-                torch.split(logits[0], step), torch.split(batch.targets, step), strict=True
-            )
-        ]
-        values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return values
+    def _decide(self) -> None:
+        """Before the first run, see whether packed rows get the model's own numbers."""
+        if self.check is not None or not isinstance(self._path, PackedPath):
+            return
+        verdict = self_check(self._path, self.plan)
+        if verdict.decided:  # else the scores are not finite, and the run will say where
+            self.check = verdict
+            if verdict.reason is not None:
+                self._fall_back(verdict.reason)
 
-    def _check(self, values: NDArray[np.float32], batch: Batch) -> None:
+    def _fall_back(self, reason: str) -> None:
+        if self._wanted == "packed":
+            raise UserError(
+                f"{type(self.model).__name__}: it cannot be scored packed: {reason}; "
+                "use path='auto' or 'exact'"
+            )
+        self._take_exact(reason)
+
+    def _take_exact(self, reason: str) -> None:
+        self._path = ExactPath(self._head, self.plan, self._batch_tokens)
+        self._reason = reason
+
+    def _check(self, values: NDArray[np.float32], unit: Block | Batch) -> None:
         bad = ~(np.isfinite(values) & (values <= 0))
         if not bad.any():
             return
         first = int(bad.argmax())
-        slot = int(batch.slots[first])
+        slot = int(np.arange(self._ends[-1])[unit.slots][first])
         number = int(np.searchsorted(self._ends, slot, side="right"))
         item, level = divmod(number, len(self.plan.items.levels))
         raise NonFiniteError(
@@ -167,67 +218,3 @@ class Scorer:
             f"{values[first]}, expected a finite number of at most 0 ({int(bad.sum())} such tokens "
             "in the batch); check the model's weights for NaN, infinity or a λ that is too large"
         )
-
-
-@contextmanager
-def _project_rows(head: Any, rows: torch.Tensor) -> Iterator[None]:
-    """Within the context, the head projects only ``rows``, in f32: logits [1, rows, vocabulary].
-
-    Whatever the model's forward does to logits afterwards (scaling, soft-capping) still happens.
-    """
-    project, own = head.forward, head.__dict__.get("forward")
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        picked = hidden.flatten(0, -2).index_select(0, rows)[None]
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if weight.dtype == torch.float32:
-            logits: torch.Tensor = project(picked)
-        else:
-            logits = torch.nn.functional.linear(
-                picked.float(), weight.float(), None if bias is None else bias.float()
-            )
-        return logits
-
-    head.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del head.__dict__["forward"]
-        else:
-            head.__dict__["forward"] = own
-
-
-def _group(plan: TokenPlan, batch_tokens: int, batch_rows: int) -> list[list[int]]:
-    """Sequence numbers batch by batch: the longest first, so that a lack of memory shows early."""
-    fed, scored = plan.lengths.ravel() - 1, plan.scored.ravel()
-    batches: list[list[int]] = []
-    length = tokens = rows = 0
-    for number in np.argsort(-fed, kind="stable").tolist():
-        tokens, rows = tokens + int(fed[number]), rows + int(scored[number])
-        if int(fed[number]) != length or tokens > batch_tokens or rows > batch_rows:
-            batches.append([])
-            length, tokens, rows = int(fed[number]), int(fed[number]), int(scored[number])
-        batches[-1].append(number)
-    return batches
-
-
-def _build_batch(
-    plan: TokenPlan, numbers: list[int], ends: NDArray[np.int64], device: torch.device
-) -> Batch:
-    width = len(plan.items.levels)
-    ids, rows, slots = [], [], []
-    for k, number in enumerate(numbers):
-        item, level = divmod(number, width)
-        sequence = plan.sequence(item, level)
-        scored = int(plan.scored[item, level])
-        ids.append(sequence)
-        # Row p − 1 predicts token p, so the rows of ids[start:] begin at start − 1.
-        first = k * (sequence.size - 1) + int(plan.starts[item, level]) - 1
-        rows.append(np.arange(first, first + scored))
-        slots.append(np.arange(ends[number] - scored, ends[number]))
-    table = torch.from_numpy(np.stack(ids).astype(np.int64)).to(device)
-    flat_rows = torch.from_numpy(np.concatenate(rows)).to(device)
-    fed = table[:, :-1].contiguous()
-    targets = table[:, 1:].flatten().index_select(0, flat_rows)
-    return Batch(fed, flat_rows, targets, np.concatenate(slots))

@@ -4,18 +4,30 @@
 
 ``id`` is optional; any other field is an error, so that a misspelt one is never ignored. Blank
 lines are skipped, and counted in line numbers. Levels are free to name.
+
+Preference pairs are items of the two levels ``chosen`` and ``rejected`` (see ``pairs``); a file
+holds one of the two formats.
 """
 
 from __future__ import annotations
 
-import json
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from avops.errors import DataError
+from avops.score import pairs
+from avops.score.lines import (
+    Where,
+    check_name,
+    check_text,
+    decode,
+    kind,
+    name_of,
+    parse_object,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,11 +51,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Items(Sequence[Item]):
-    """The items of one data set: every entry has a response for each of ``levels``."""
+    """The items of one data set: every entry has a response for each of ``levels``.
+
+    ignored: fields of preference pairs that are not read.
+    """
 
     source: str
     levels: tuple[str, ...]
     entries: tuple[Item, ...]
+    ignored: tuple[str, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -54,6 +70,28 @@ class Items(Sequence[Item]):
         """Where item ``index`` (and ``level``) stands, for messages."""
         place = f"{self.source}, line {self.entries[index].line}"
         return place if level is None else f"{place}, level {level!r}"
+
+    def select(self, *, domains: Sequence[str] | None = None, limit: int | None = None) -> Items:
+        """The items of ``domains`` (None: all), the first ``limit`` of each, in their order.
+
+        Raises DataError for a domain without items or a limit below 1.
+        """
+        if limit is not None and limit < 1:
+            raise DataError(f"limit is {limit}, expected 1 or more items of each domain")
+        wanted = self.domains if domains is None else tuple(domains)
+        for domain in wanted:
+            if domain not in self.domains:
+                raise DataError(
+                    f"{self.source}: no items of domain {domain!r}, expected one of "
+                    f"{', '.join(self.domains)}; name domains as the items do"
+                )
+        left = dict.fromkeys(wanted, len(self) if limit is None else limit)
+        kept = []
+        for item in self.entries:
+            if left.get(item.domain, 0):
+                left[item.domain] -= 1
+                kept.append(item)
+        return replace(self, entries=tuple(kept))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -75,7 +113,7 @@ def load_items(path: str | PathLike[str], *, levels: Sequence[str] | None = None
     Parameters
     ----------
     path
-        JSON lines, UTF-8.
+        JSON lines, UTF-8: items, or preference pairs.
     levels
         The levels to score, in this order; every item must have them, others are left out.
         None: the levels of the first item, which every item must then have, and no others.
@@ -88,44 +126,55 @@ def load_items(path: str | PathLike[str], *, levels: Sequence[str] | None = None
     """
     source = str(path)
     wanted = None if levels is None else _check_levels(levels)
+    entries: list[Item] = []
+    lines_of_ids: dict[str, int] = {}
+    ignored: dict[str, None] = {}
+    paired: bool | None = None
+    for record, where in _records(source):
+        if paired is None:
+            paired = pairs.is_pair(record)
+        elif paired != pairs.is_pair(record):
+            raise where.error(
+                None,
+                "an item with levels" if paired else "a preference pair",
+                f"only {'preference pairs' if paired else 'items with levels'}, as on line "
+                f"{entries[0].line}: one format per file",
+            )
+        item = (_parse_pair if paired else _parse)(record, where)
+        wanted = wanted or tuple(item.responses)
+        _check_responses(item, wanted, where, exact=levels is None)
+        if item.id is not None and lines_of_ids.setdefault(item.id, where.line) != where.line:
+            raise where.error(
+                "id", f"{item.id!r} again, first on line {lines_of_ids[item.id]}", "ids used once"
+            )
+        if paired:
+            ignored |= dict.fromkeys(name for name in record if name not in pairs.FIELDS)
+        entries.append(replace(item, responses={level: item.responses[level] for level in wanted}))
+    if wanted is None or not entries:
+        raise DataError(f"{source}: no items in the file, expected one JSON object per line")
+    return Items(source, wanted, tuple(entries), tuple(ignored))
+
+
+def holds_pairs(path: str | PathLike[str]) -> bool:
+    """Whether the first item of the file is a preference pair. Raises DataError."""
+    first = next(_records(str(path)), None)
+    return first is not None and pairs.is_pair(first[0])
+
+
+def _records(source: str) -> Iterator[tuple[dict[str, Any], Where]]:
+    """The JSON object of every line that is not blank."""
     try:
-        data = Path(path).read_bytes()
+        data = Path(source).read_bytes()
     except OSError as error:
         raise DataError(
             f"{source}: the item file cannot be read: {error.strerror}; "
             "give the path of a JSON-lines file"
         ) from error
-    entries: list[Item] = []
-    lines_of_ids: dict[str, int] = {}
     for number, raw in enumerate(data.split(b"\n"), start=1):
-        where = _Where(source, number)
-        text = _decode(raw, where)
-        if not text.strip():
-            continue
-        item = _parse(text, where)
-        wanted = wanted or tuple(item.responses)
-        _check_responses(item, wanted, where, exact=levels is None)
-        if item.id is not None and lines_of_ids.setdefault(item.id, number) != number:
-            raise where.error(
-                "id", f"{item.id!r} again, first on line {lines_of_ids[item.id]}", "ids used once"
-            )
-        responses = {level: item.responses[level] for level in wanted}
-        entries.append(Item(item.domain, item.query, responses, number, item.id))
-    if wanted is None or not entries:
-        raise DataError(f"{source}: no items in the file, expected one JSON object per line")
-    return Items(source, wanted, tuple(entries))
-
-
-@dataclass(frozen=True)
-class _Where:
-    """A line of the file, and the one wording of its errors."""
-
-    source: str
-    line: int
-
-    def error(self, field: str | None, got: str, expected: str) -> DataError:
-        place = f"{self.source}, line {self.line}" + (f", field {field!r}" if field else "")
-        return DataError(f"{place}: got {got}, expected {expected}; correct this line")
+        where = Where(source, number)
+        text = decode(raw, where)
+        if text.strip():
+            yield parse_object(text, where), where
 
 
 def _check_levels(levels: Sequence[str]) -> tuple[str, ...]:
@@ -143,60 +192,39 @@ def _check_levels(levels: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _decode(raw: bytes, where: _Where) -> str:
-    try:
-        return raw.decode("utf-8-sig" if where.line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise where.error(
-            None, f"byte 0x{raw[error.start]:02x} at column {error.start + 1}", "UTF-8 text"
-        ) from error
-
-
-def _parse(text: str, where: _Where) -> Item:
-    record = _parse_json(text, where)
-    if not isinstance(record, dict):
-        raise where.error(None, _kind(record), "a JSON object")
+def _parse(record: dict[str, Any], where: Where) -> Item:
     unknown = [name for name in record if name not in FIELDS]
     if unknown:
         raise where.error(unknown[0], "an unknown field", f"only {', '.join(FIELDS)}")
-    domain = _name(record, "domain", where)
-    if domain == OVERALL:
-        raise where.error("domain", repr(domain), "another name: 'all' stands for every domain")
-    query = _text(record.get("query"), "query", where, present="query" in record)
+    domain = _check_domain(name_of(record, "domain", where), where)
+    query = text_of(record, "query", where)
     responses = record.get("responses")
     if not isinstance(responses, dict):
-        got = _kind(responses) if "responses" in record else "nothing (the field is missing)"
+        got = kind(responses) if "responses" in record else "nothing (the field is missing)"
         raise where.error("responses", got, "an object with a text for each level")
     for level in responses:
-        _check_name(level, "responses", where)
-        _text(responses[level], f"responses.{level}", where)
-    item_id = _name(record, "id", where) if "id" in record else None
-    return Item(domain, query, responses, where.line, item_id)
+        check_name(level, "responses", where)
+        check_text(responses[level], f"responses.{level}", where)
+    return Item(domain, query, responses, where.line, _id(record, where))
 
 
-def _parse_json(text: str, where: _Where) -> Any:
-    def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(members)
-        if len(record) < len(members):
-            names = [name for name, _ in members]
-            doubled = next(name for name in names if names.count(name) > 1)
-            raise where.error(doubled, "the key more than once", "each key once")
-        return record
-
-    def constant(name: str) -> Any:
-        raise where.error(None, name, "JSON, which has no such number")
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-    except json.JSONDecodeError as error:
-        raise where.error(
-            None, f"text that is not JSON ({error.msg} at column {error.colno})", "a JSON object"
-        ) from error
-    except (RecursionError, ValueError) as error:  # nested too deep; an integer too long to hold
-        raise where.error(None, f"JSON out of bounds ({error})", "a JSON object") from error
+def _parse_pair(record: dict[str, Any], where: Where) -> Item:
+    query, responses = pairs.query_and_responses(record, where)
+    domain = _check_domain(pairs.domain_of(record, where), where)
+    return Item(domain, query, responses, where.line, _id(record, where))
 
 
-def _check_responses(item: Item, wanted: tuple[str, ...], where: _Where, *, exact: bool) -> None:
+def _id(record: dict[str, Any], where: Where) -> str | None:
+    return name_of(record, "id", where) if "id" in record else None
+
+
+def _check_domain(domain: str, where: Where) -> str:
+    if domain == OVERALL:
+        raise where.error("domain", repr(domain), "another name: 'all' stands for every domain")
+    return domain
+
+
+def _check_responses(item: Item, wanted: tuple[str, ...], where: Where, *, exact: bool) -> None:
     got = ", ".join(item.responses) or "no levels"
     for level in wanted:
         if level not in item.responses:
@@ -210,34 +238,3 @@ def _check_responses(item: Item, wanted: tuple[str, ...], where: _Where, *, exac
             f"the levels {got}",
             f"the first item's {', '.join(wanted)} (or choose levels to score)",
         )
-
-
-def _text(value: Any, field: str, where: _Where, *, present: bool = True) -> str:
-    if not present:
-        raise where.error(field, "nothing (the field is missing)", "a text")
-    if not isinstance(value, str):
-        raise where.error(field, _kind(value), "a text")
-    if not value.strip():
-        raise where.error(field, f"an empty text {value!r}", "a text with visible characters")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise where.error(field, "half of a surrogate pair", "text that UTF-8 can encode")
-    return value
-
-
-def _name(record: dict[str, Any], field: str, where: _Where) -> str:
-    value = _text(record.get(field), field, where, present=field in record)
-    _check_name(value, field, where)
-    return value
-
-
-def _check_name(value: str, field: str, where: _Where) -> None:
-    """Names go into tables and file columns: one line of visible text."""
-    _text(value, field, where)
-    if any(unicodedata.category(char) == "Cc" for char in value):
-        raise where.error(field, f"control characters in {value!r}", "a name on one line")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names[type(value)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avops.errors import DataError, NonFiniteError
+from avops.score.intervals import wilson
 from avops.score.items import OVERALL
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from avops.score.items import Items
-
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution: two-sided 95 %."""
 
 
 @dataclass(frozen=True)
@@ -131,19 +129,6 @@ def winners(S: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:  # noqa: N803
     """Which levels reach the item's highest score, [..., level]: one, or all that tie."""
     best: NDArray[np.bool_] = S.max(axis=-1, keepdims=True) == S
     return best
-
-
-def wilson(wins: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval for a share of ``wins`` in ``n``.
-
-    Source: E. B. Wilson, JASA 22 (1927) 209–212; no continuity correction. Ties make ``wins`` a
-    real number between counts; the formula is used as it stands, which interpolates.
-    """
-    share, z2 = wins / n, Z95 * Z95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At 0 and n wins one end is exactly the share; rounding must not push it past.
-    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
 
 
 def _summarise(

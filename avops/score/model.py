@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "loading a model") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
     from tokenizers import Tokenizer as BackendTokenizer
@@ -35,6 +35,9 @@ _logging: Any = logging
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name, the only text that is ever looked up on the hub."""
+
+IMPLEMENTATION = "_attn_implementation_internal"
+"""Where a config keeps its attention implementation; the public name would set sub-configs too."""
 
 SHOWN = 5
 """Tensor names shown in an error; the rest is counted."""
@@ -157,6 +160,32 @@ def save_model(
         model.save_pretrained(path)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
+
+
+@contextmanager
+def attention(model: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Within the context, the model's attention is ``function``, registered as ``name``.
+
+    Every config that a module of the model reads is set, and set back: also those that another
+    part of the model shares.
+    """
+    _hf.AttentionInterface.register(name, function)
+    configs = {id(config): config for config in _configs(model)}
+    own = [(config, getattr(config, IMPLEMENTATION)) for config in configs.values()]
+    try:
+        for config, _ in own:
+            setattr(config, IMPLEMENTATION, name)
+        yield
+    finally:
+        for config, implementation in own:
+            setattr(config, IMPLEMENTATION, implementation)
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, IMPLEMENTATION):
+            yield config
 
 
 def _locate(path: str | PathLike[str]) -> tuple[str, bool]:

@@ -1,28 +1,27 @@
 """The one bridge between recipes and scores: θ(λ) in, S[item, level] out.
 
-Items, tokens, base and alignment vectors are loaded once; each evaluation sets the weights in
-place from the pristine base and runs the scorer.
+Items and tokens are read first; base and alignment vectors are loaded when something is first
+evaluated, and once. Each evaluation sets the weights in place from the pristine base and runs the
+scorer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from avops.disk import Checkpoint, check_distinct, open_base, open_vector
-from avops.errors import DataError
+from avops.disk import fingerprint
 from avops.recipe import Source, Term
-from avops.score import load_items
+from avops.score import instructed, instructions_for, load_items
+from avops.search.live import LiveModel, Opened
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Weights below which threads wait for each other longer than they compute.
-_SMALL = 5_000_000
+    from avops.score import Scorer
 
 Progress = Callable[[int, int], None]
 
@@ -32,9 +31,12 @@ class Setup:
     """What to evaluate: paths, levels, and how queries become tokens.
 
     base: checkpoint (config and tokenizer are taken from beside it). sources: the alignment
-    vectors to hold. data: items as JSON lines. levels: None for those of the items. tokenizer:
-    a directory, None for the base's. template: None for the tokenizer's chat template.
-    device: ``auto`` takes the first CUDA device if there is one.
+    vectors to hold. data: items as JSON lines. levels: None for those of the items. domains, limit:
+    None for all of them, else the first ``limit`` items of each domain. tokenizer: a directory,
+    None for the base's. template: None for the tokenizer's chat template. prompting: score with
+    each level's instruction too; instructions: a file of them, None for those of avops. device:
+    ``auto`` takes the first CUDA device if there is one. dtype: f32 or bf16, of the model's
+    arithmetic; logits are float32 in both. batch_tokens: None for the scorer's own.
     """
 
     base: str
@@ -44,99 +46,111 @@ class Setup:
     tokenizer: str | None = None
     template: str | None = None
     device: str = "auto"
+    domains: tuple[str, ...] | None = None
+    limit: int | None = None
+    dtype: str = "f32"
+    batch_tokens: int | None = None
+    prompting: bool = False
+    instructions: str | None = None
 
 
 class Evaluator:
     """Scores recipes over one base, one set of alignment vectors and one set of items.
 
     Weights are rounded to the base's dtype, as `avops merge` would write them, and computed on in
-    float32. Raises the errors of every room it passes through; nothing is loaded twice.
+    float32 (``dtype`` bf16: rounded to bf16, and computed on in it). Raises the errors of every
+    room it passes through; nothing is loaded twice.
+
+    items: what is scored. plans: their tokens, by instruction (a level's name; None without one).
+    instructions: level to text. opened: the base and the vectors.
     """
 
     def __init__(self, setup: Setup) -> None:
         # Cheap checks first: a bad item must not wait for a model to load.
-        self.items = load_items(setup.data, levels=setup.levels)
-        checkpoint = open_base(setup.base)
-        vectors = {s.name: open_vector(s.name, s.path, s.kind) for s in setup.sources}
-        check_distinct(vectors.values())
+        items = load_items(setup.data, levels=setup.levels)
+        self.items = items.select(domains=setup.domains, limit=setup.limit)
+        self.instructions = (
+            instructions_for(self.items.levels, setup.instructions) if setup.prompting else {}
+        )
+        self.opened = Opened.of(setup.base, setup.sources)
 
-        from avops.knobs import Knobs
-        from avops.score import Scorer, encode, load_tokenizer
+        from avops.score import encode, load_tokenizer
 
-        tokenizer = load_tokenizer(setup.tokenizer or _sidecars(checkpoint))
-        self.plan = encode(self.items, tokenizer, template=setup.template)
-        self.device = _device(setup.device)
-        model = _load(checkpoint, self.device)
-        self.knobs = Knobs(model, vectors, base=checkpoint) if vectors else None
-        self.scorer = Scorer(model, self.plan)
-        self._weights = sum(parameter.numel() for parameter in model.parameters())
+        tokenizer = load_tokenizer(setup.tokenizer or self.opened.sidecars)
+        asked = {None: self.items} | {
+            level: instructed(self.items, text) for level, text in self.instructions.items()
+        }
+        self.plans = {
+            told: encode(items, tokenizer, template=setup.template) for told, items in asked.items()
+        }
+        self.plan = self.plans[None]
+        self._setup = setup
+        self._scorers: dict[str | None, Scorer] = {}
+
+    @cached_property
+    def live(self) -> LiveModel:
+        """The model, loaded when it is first asked for."""
+        return _live(self.opened, self._setup.device, self._setup.dtype)
+
+    def load(self) -> None:
+        """Load base and vectors now rather than with the first evaluation."""
+        _ = self.live
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return self.live.device
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the scores are of: base and vectors with their fingerprints, and dtype."""
+        return {
+            "base": self._setup.base,
+            "base_fingerprint": fingerprint(self.opened.base),
+            "vectors": {name: fingerprint(av) for name, av in self.opened.vectors.items()},
+            "dtype": self._setup.dtype,
+        }
 
     def evaluate(
-        self, terms: Sequence[Term] = (), progress: Progress | None = None
+        self,
+        terms: Sequence[Term] = (),
+        progress: Progress | None = None,
+        *,
+        told: str | None = None,
     ) -> NDArray[np.float32]:
         """S[item, level], float32, of the recipe with ``terms`` (their sources must be held).
 
-        ``progress(done, total)`` gets tokens.
+        ``progress(done, total)`` gets tokens. told: the level whose instruction stands before
+        every query.
         """
-        if self.knobs is not None:
-            self.knobs.set({term.name: term.lam for term in terms})
-        elif terms:
-            raise DataError("no alignment vectors are held; name them in Setup.sources")
-        with self._threads():
-            return self.scorer.run(progress)
+        self.live.set(terms)
+        with self.live.threads():
+            return self._scorer(told).run(progress)
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """One torch thread for a small model: no slower, and far faster on a busy machine."""
-        import torch
+    def _scorer(self, told: str | None) -> Scorer:
+        from avops.score import Scorer
 
-        before = torch.get_num_threads()
-        if self._weights < _SMALL:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        if told not in self._scorers:
+            size = self._setup.batch_tokens
+            model, plan = self.live.model, self.plans[told]
+            self._scorers[told] = (
+                Scorer(model, plan) if size is None else Scorer(model, plan, batch_tokens=size)
+            )
+        return self._scorers[told]
 
 
-def _sidecars(checkpoint: Checkpoint) -> Path:
-    # "" would mean the current directory to us, but not to transformers.
-    return checkpoint.directory if str(checkpoint.directory) else Path()
-
-
-def _device(name: str) -> str:
+def _live(opened: Opened, device: str, dtype: str) -> LiveModel:
+    if dtype == "f32":
+        return LiveModel(opened, device)
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"--device {name}: cannot be used: {first}; try --device cpu") from None
-    return name
+    from avops.knobs import Knobs
 
-
-def _load(checkpoint: Checkpoint, device: str) -> Any:
-    from avops.score import load_model
-
-    if not checkpoint.is_file:
-        return load_model(checkpoint.directory, device=device)
-    return load_model(_sidecars(checkpoint), device=device, weights=_weights(checkpoint))
-
-
-def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All tensors of a single-file checkpoint in their own dtypes."""
-    import torch
-
-    from avops.knobs import Mapped
-
-    mapped = Mapped(checkpoint)
-    weights = {}
-    for name, tensor in checkpoint.tensors.items():
-        dtype = getattr(torch, tensor.dtype.torch or "", None)
-        if dtype is None:
-            raise DataError(f"{checkpoint.path}: tensor {name!r} is {tensor}, which torch lacks")
-        raw = torch.from_numpy(mapped.raw(tensor).copy())
-        weights[name] = raw.view(dtype).view(tensor.shape)
-    return weights
+    live = LiveModel(replace(opened, vectors={}), device)
+    with torch.no_grad():
+        # Weights only: buffers, such as the angles of rotary positions, are float32 in any dtype.
+        for parameter in live.model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if opened.vectors:
+        live.knobs = Knobs(live.model, opened.vectors, base=opened.base)
+    return live

@@ -66,7 +66,7 @@ def _roundings(
         score = float(scores.max()) * kwargs["scale"]
         # exp moves by a score's error; the weighted sum and its divisor have a term per key.
         n = 4 * (q.shape[-1] + 2) * score**2 + 2 * k.shape[2] + ELEMENTWISE
-        return n, v.abs().amax().expand_as(y)
+        return n, func(q, k, v.abs(), **kwargs)
     if func is functional.layer_norm:
         spread = (x.var(-1, unbiased=False, keepdim=True) + kwargs["eps"]).sqrt()
         size = (x.abs() + x.abs().mean(-1, keepdim=True)) / spread

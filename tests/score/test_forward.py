@@ -1,4 +1,4 @@
-"""The working path against the oracle, and both against numbers worked out by hand."""
+"""Both paths against the oracle, and all against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from avops.errors import DataError, NonFiniteError, UserError
-from avops.score import Items, Scorer, TokenPlan, encode, encode_ids, forward, oracle_scores, score
+from avops.score import Items, Scorer, TokenPlan, encode, encode_ids, exact, oracle_scores, score
 from score.bound import rounding_bound
 
 Make = Callable[..., Any]
@@ -29,11 +29,19 @@ def bound(any_model: Any, plan: TokenPlan, truth: np.ndarray) -> np.ndarray:
     return rounding_bound(any_model, plan) + HALF_ULP * np.abs(truth)
 
 
+@pytest.mark.parametrize("path", ["packed", "exact"])
 @pytest.mark.parametrize("batch_tokens", [1, 70, 4096])
 def test_equal_to_the_oracle_however_batched(
-    any_model: Any, plan: TokenPlan, truth: np.ndarray, bound: np.ndarray, batch_tokens: int
+    any_model: Any,
+    plan: TokenPlan,
+    truth: np.ndarray,
+    bound: np.ndarray,
+    batch_tokens: int,
+    path: str,
 ) -> None:
-    got = Scorer(any_model, plan, batch_tokens=batch_tokens).run()
+    scorer = Scorer(any_model, plan, batch_tokens=batch_tokens, path=path)
+    got = scorer.run()
+    assert scorer.path == path
     assert got.dtype == np.float32
     assert got.shape == (5, 3)
     assert (np.abs(got - truth) <= bound).all()
@@ -79,13 +87,22 @@ def test_nothing_is_kept_from_the_weights(make_model: Make, plan: TokenPlan) -> 
     assert np.array_equal(scorer.run(), first)
 
 
-def test_only_scored_rows_reach_the_head(model: Any, plan: TokenPlan) -> None:
-    shapes = []
-    hook = model.lm_head.register_forward_hook(lambda *args: shapes.append(args[2].shape))
-    Scorer(model, plan, batch_tokens=200).run()
-    hook.remove()
-    assert sum(shape[1] for shape in shapes) == plan.record.scored_tokens
-    assert {(shape[0], shape[2]) for shape in shapes} == {(1, 400)}
+@pytest.mark.parametrize("path", ["packed", "exact"])
+def test_only_scored_rows_reach_the_head(model: Any, plan: TokenPlan, path: str) -> None:
+    rows = []
+    linear = torch.nn.functional.linear
+
+    def count(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        rows.append(x.shape[-2] if weight is model.lm_head.weight else 0)
+        return linear(x, weight, bias)
+
+    scorer = Scorer(model, plan, batch_tokens=200, path=path)
+    scorer.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", count)
+        scorer.run()
+    # The packed path multiplies by the head itself, and once for what responses share.
+    assert sum(rows) == (plan.record.scored_tokens if path == "exact" else 0)
     assert "forward" not in model.lm_head.__dict__
 
 
@@ -93,28 +110,57 @@ def test_logits_per_batch_are_bounded(
     model: Any, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = int(plan.scored.max())  # the longest response fits, two do not
-    monkeypatch.setattr(forward, "BATCH_LOGITS", limit * 400)
-    monkeypatch.setattr(forward, "SOFTMAX_LOGITS", 3 * 400 + 1)
+    monkeypatch.setattr(exact, "BATCH_LOGITS", limit * 400)
+    monkeypatch.setattr(exact, "SOFTMAX_LOGITS", 3 * 400 + 1)
     rows, parts = [], []
     softmax = torch.log_softmax
     with monkeypatch.context() as patch:
         patch.setattr(torch, "log_softmax", lambda x, dim: parts.append(len(x)) or softmax(x, dim))
         hook = model.lm_head.register_forward_hook(lambda *args: rows.append(args[2].shape[1]))
-        got = Scorer(model, plan).run()
+        got = Scorer(model, plan, path="exact").run()
         hook.remove()
     assert (max(rows), max(parts)) == (limit, 3)
     bound = rounding_bound(model, plan) + HALF_ULP * np.abs(got)
     assert (np.abs(got - oracle_scores(model, plan)) <= bound).all()
 
 
-def test_progress_counts_tokens(model: Any, plan: TokenPlan) -> None:
+@pytest.mark.parametrize("path", ["packed", "exact"])
+def test_progress_counts_tokens(model: Any, plan: TokenPlan, path: str) -> None:
     calls: list[tuple[int, int]] = []
-    Scorer(model, plan, batch_tokens=100).run(lambda done, total: calls.append((done, total)))
-    total = int((plan.lengths - 1).sum())
-    assert {call[1] for call in calls} == {total}
-    assert calls[-1][0] == total
+    scorer = Scorer(model, plan, batch_tokens=40, path=path)
+    scorer.run(lambda done, total: calls.append((done, total)))
+    whole = int((plan.lengths - 1).sum())
+    assert scorer.tokens == whole if path == "exact" else scorer.tokens < 0.7 * whole
+    assert {call[1] for call in calls} == {scorer.tokens}
+    assert calls[-1][0] == scorer.tokens
     assert all(a < b for (a, _), (b, _) in itertools.pairwise(calls))
     assert len(calls) > 3
+
+
+@pytest.mark.parametrize("path", ["packed", "exact"])
+def test_an_interrupted_run_is_taken_up(model: Any, plan: TokenPlan, path: str) -> None:
+    scorer = Scorer(model, plan, batch_tokens=40, path=path)
+    whole = scorer.run()
+    finished: dict[str, np.ndarray] = {}
+
+    def stop(done: int, total: int) -> None:
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scorer.run(stop, finished=finished)
+    first = scorer.units[0]
+    assert set(finished) == {unit.sha256 for unit in scorer.units[:2]}
+    finished[first.sha256] = kept = finished[first.sha256] - np.float32(1)
+    again = Scorer(model, plan, batch_tokens=40, path=path).run(finished=finished)
+    assert len(finished) == len(scorer.units)
+    assert finished[first.sha256] is kept  # not computed again
+    changed = np.zeros(int(plan.scored.sum()), bool)
+    changed[first.slots] = True
+    owner = np.repeat(np.arange(plan.scored.size), plan.scored.ravel())
+    moved = np.isin(np.arange(plan.scored.size), owner[changed]).reshape(whole.shape)
+    assert np.array_equal(again[~moved], whole[~moved])
+    assert (again[moved] < whole[moved] - 0.5).all()
 
 
 # A network whose layers add nothing: the next token depends on the present one alone.
@@ -170,7 +216,7 @@ def test_half_precision_model_gets_f32_logits(
     make_model: Make, plan: TokenPlan, name: str, dtype: torch.dtype
 ) -> None:
     model = make_model(name).to(dtype)
-    got = Scorer(model, plan, batch_tokens=1).run()
+    got = Scorer(model, plan, batch_tokens=1, path="exact").run()
     with pytest.raises(UserError, match=rf"logits are {dtype}, expected float32"):
         oracle_scores(model, plan)
     weight = model.lm_head.weight.detach().double()
@@ -198,16 +244,20 @@ def test_half_precision_model_gets_f32_logits(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_broken_weights_fail(make_model: Make, plan: TokenPlan, value: float) -> None:
+@pytest.mark.parametrize("path", ["packed", "exact"])
+def test_broken_weights_fail(make_model: Make, plan: TokenPlan, value: float, path: str) -> None:
     model = make_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 5] = value
-    # The longest sequence comes first: line 5, level gen.
+    # The exact path begins with the longest sequence, the packed one with the first item.
+    where = {"packed": "line 1, level 'exp'", "exact": "line 5, level 'gen'"}[path]
+    scorer = Scorer(model, plan, path=path)
     with pytest.raises(
-        NonFiniteError,
-        match=r"items.jsonl, line 5, level 'gen': the log-prob of scored token 1 is n",
+        NonFiniteError, match=rf"items.jsonl, {where}: the log-prob of scored token 1 is n"
     ):
-        Scorer(model, plan).run()
+        scorer.run()
+    assert scorer.check is None  # nothing was learnt about the path: the next run asks again
+    assert model.config._attn_implementation == "sdpa"
     assert "forward" not in model.lm_head.__dict__
 
 
@@ -217,10 +267,11 @@ def test_the_failing_token_is_named(
     scorer = Scorer(model, plan)
     slot = int(plan.scored.ravel()[:10].sum()) + 2  # sequence 10 is line 4, level gen
 
-    def score_badly(batch: forward.Batch) -> np.ndarray:
-        return np.where(batch.slots == slot, -np.inf, -1).astype(np.float32)
+    def score_badly(unit: Any) -> np.ndarray:
+        slots = np.arange(unit.slots.start, unit.slots.stop)
+        return np.where(slots == slot, -np.inf, -1).astype(np.float32)
 
-    monkeypatch.setattr(scorer, "_score", score_badly)
+    monkeypatch.setattr(scorer._path, "score", score_badly)
     with pytest.raises(NonFiniteError, match=r"line 4, level 'gen': .* scored token 3 is -inf"):
         scorer.run()
 
@@ -229,7 +280,9 @@ def test_log_probs_above_zero_fail(
     model: Any, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer(model, plan)
-    monkeypatch.setattr(scorer, "_score", lambda batch: np.full(len(batch.slots), 1e-6, np.float32))
+    monkeypatch.setattr(
+        scorer._path, "score", lambda unit: np.full(len(unit.pairs), 1e-6, np.float32)
+    )
     with pytest.raises(
         NonFiniteError, match=r"is 9.9\S+e-07, expected a finite number of at most 0"
     ):
@@ -279,6 +332,8 @@ def test_models_that_cannot_be_scored(make_model: Make, plan: TokenPlan) -> None
         Scorer(make_model("mistral").model, plan)
     with pytest.raises(UserError, match=r"batch_tokens is 0, expected 1 or more"):
         Scorer(make_model("mistral"), plan, batch_tokens=0)
+    with pytest.raises(UserError, match=r"path is 'fast', expected one of auto, packed, exact"):
+        Scorer(make_model("mistral"), plan, path="fast")
 
     class OtherHead(torch.nn.Linear):
         pass

@@ -146,3 +146,35 @@ def test_unreadable_file(tmp_path: Path) -> None:
         load_items(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match=r"cannot be read: Is a directory"):
         load_items(tmp_path)
+
+
+MIXED = [GOOD | {"domain": name, "query": f"q{i}"} for i, name in enumerate("abbacb")]
+
+
+@pytest.mark.parametrize(
+    ("domains", "limit", "kept"),
+    [
+        (None, None, [0, 1, 2, 3, 4, 5]),
+        (None, 1, [0, 1, 4]),
+        (None, 2, [0, 1, 2, 3, 4]),
+        (None, 99, [0, 1, 2, 3, 4, 5]),
+        (["b"], None, [1, 2, 5]),
+        (["c", "b"], 2, [1, 2, 4]),  # in the order of the file
+    ],
+)
+def test_some_of_the_items(
+    write_items: Write, domains: list[str] | None, limit: int | None, kept: list[int]
+) -> None:
+    items = load_items(write_items(*MIXED)).select(domains=domains, limit=limit)
+    assert [item.query for item in items] == [f"q{i}" for i in kept]
+    assert [item.line for item in items] == [i + 1 for i in kept]
+    assert items.levels == ("exp", "gen")
+
+
+def test_items_that_are_not_there(write_items: Write) -> None:
+    items = load_items(write_items(*MIXED))
+    with pytest.raises(DataError, match=r"no items of domain 'd', expected one of a, b, c; name"):
+        items.select(domains=["a", "d"])
+    for limit in (0, -1):
+        with pytest.raises(DataError, match=rf"limit is {limit}, expected 1 or more"):
+            items.select(limit=limit)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from avops.errors import DataError, NonFiniteError
-from avops.score import Item, Items, ScoreSummary, summarise
-from avops.score.metrics import wilson
+from avops.score import Item, Items, ScoreSummary, summarise, wilson
 
 LEVELS = ("exp", "gen", "avd")
 
@@ -26,33 +25,6 @@ def table(rows: list[list[float]], domains: str | None = None) -> tuple[np.ndarr
 
 def summary(rows: list[list[float]], domains: str | None = None) -> ScoreSummary:
     return summarise(*table(rows, domains))
-
-
-# R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3, to four decimals.
-@pytest.mark.parametrize(
-    ("wins", "n", "low", "high"),
-    [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_against_published_values(wins: int, n: int, low: float, high: float) -> None:
-    got = wilson(wins, n)
-    assert (round(got[0], 4), round(got[1], 4)) == (low, high)
-    mirrored = wilson(n - wins, n)  # symmetric in wins and losses
-    assert (round(1 - mirrored[1], 4), round(1 - mirrored[0], 4)) == (low, high)
-
-
-def test_wilson_stays_around_the_share() -> None:
-    for n in (1, 2, 3, 7, 1000):
-        for wins in (0, 1 / 3, n / 2, n - 1 / 3, n):
-            low, high = wilson(wins, n)
-            assert 0 <= low <= wins / n <= high <= 1
-    assert wilson(0, 10)[0] == 0
-    assert wilson(10, 10)[1] == 1
-    assert wilson(3, 10)[0] < wilson(3.5, 10)[0] < wilson(4, 10)[0]
 
 
 def test_shares_and_means() -> None:

@@ -220,7 +220,7 @@ def run(code: str) -> str:
 def test_importing_score_imports_no_torch() -> None:
     code = """
 import sys, avops.score
-from avops.score import load_items, encode, summarise, write_table, TokenPlan
+from avops.score import load_items, encode, summarise, to_npz, TokenPlan
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run(code) == "[]\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avops.dtypes import COMPUTABLE, DType
-from avops.kernels.many.entries import Entry, LowRank
+from avops.kernels.many.entries import Entry, LowRank, Values
 from avops.kernels.operands import is_f32
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ def check_entries(entries: Sequence[Entry]) -> torch.device:
         for index, part in enumerate(entry.parts):
             if part is not None:
                 what = f"{where}: part {index}"
-                if isinstance(part, LowRank):
-                    _check_factors(part, what, count, device)
-                else:
-                    _check_tensor(part.tensor, what, count, device)
+                _check_part(part, what, count, device)
     _check_apart(entries)
     return device
 
@@ -56,9 +53,23 @@ def check_lams(lams: Sequence[float] | np.ndarray, entries: int, terms: int) -> 
         )
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
-    if not (np.isfinite(narrow).all() and (narrow == wide).all()):
-        raise ValueError("lams holds numbers that f32 does not hold exactly, or not finite")
+    wrong = np.argwhere(~(np.isfinite(narrow) & (narrow == wide)))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"lams{list(place)} is {wide[place]}, expected a finite number that f32 holds "
+            "exactly; round it once: numpy.float32(lam)"
+        )
     return np.ascontiguousarray(np.broadcast_to(narrow, (entries, terms)))
+
+
+def _check_part(part: object, what: str, count: int, device: torch.device) -> None:
+    if isinstance(part, LowRank):
+        _check_factors(part, what, count, device)
+    elif isinstance(part, Values):
+        _check_tensor(part.tensor, what, count, device)
+    else:
+        raise TypeError(f"{what} is a {type(part).__name__}, expected Values, LowRank or None")
 
 
 def _check_tensor(tensor: torch.Tensor, what: str, count: int, device: torch.device) -> None:
@@ -68,6 +79,11 @@ def _check_tensor(tensor: torch.Tensor, what: str, count: int, device: torch.dev
         raise ValueError(
             f"{what} is {list(tensor.shape)} on {tensor.device}, expected {count} contiguous "
             f"elements on {device}"
+        )
+    if tensor.data_ptr() % tensor.element_size():
+        raise ValueError(
+            f"{what} is at the address {tensor.data_ptr():#x}, expected a multiple of its "
+            f"{tensor.element_size()} bytes an element; clone() it"
         )
 
 
@@ -91,7 +107,9 @@ def _check_factors(part: LowRank, what: str, count: int, device: torch.device) -
 
 def _check_apart(entries: Sequence[Entry]) -> None:
     """Outs overlap nothing but their own base, exactly. By sorted ranges: models are large."""
-    outs = sorted((*_range(entry.out), number) for number, entry in enumerate(entries))
+    outs = sorted(
+        (*_range(entry.out), number) for number, entry in enumerate(entries) if entry.out.numel()
+    )
     for (_, end, one), (start, _, two) in itertools.pairwise(outs):
         if start < end:
             raise ValueError(f"the outs of entries {one} and {two} overlap")

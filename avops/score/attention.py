@@ -1,0 +1,379 @@
+"""Attention over a token tree: every node attends to its ancestors and, causally, to itself.
+
+Registered with transformers' AttentionInterface as ``avops_tree``. A model whose attention goes
+through that interface hands over queries, keys and values of all rows at once; which row may see
+which is known here alone, from the layout that ``attending`` has set. transformers makes no mask
+for an implementation that has registered none.
+
+For a node, keys and values are those of its chain (ancestors, then itself), which stand at
+positions 0, 1, 2, …: the last query goes with the last key (bottom-right), and a sliding window is
+a band below that diagonal. On CUDA in half precision torch's varlen attention takes all nodes at
+once; elsewhere each node is a call of scaled_dot_product_attention, or of the same expression
+written out where scores are soft-capped.
+
+Rows of a long node are taken ``PIECE_ROWS`` at a time, so that a mask has at most that many rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from avops.errors import AvopsError, MissingExtraError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "score", "scoring") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from avops.score.tree import Tree
+
+NAME = "avops_tree"
+
+PIECE_ROWS = 256
+"""Queries of one call that needs a mask."""
+
+KEPT_MASKS = 1 << 24
+"""Mask elements that a layout keeps for all layers (64 MiB in f32); beyond, they are made anew."""
+
+IGNORED = frozenset({"position_ids", "cache_position", "position_embeddings"})
+"""Tensors that models pass along and no attention function uses."""
+
+
+class UnsupportedAttentionError(AvopsError):
+    """A model asks its attention for something that a tree cannot give; never shown to a user."""
+
+
+class Piece(NamedTuple):
+    """Queries ``begin:end`` of the packed rows, and the packed rows of their keys.
+
+    offset: the first query's position minus the first key's.
+    """
+
+    begin: int
+    end: int
+    spans: tuple[tuple[int, int], ...]
+    keys: int
+    offset: int
+
+    @property
+    def square(self) -> bool:
+        """Whether the first query goes with the first key, and the last with the last."""
+        return self.offset == 0 and self.keys == self.end - self.begin
+
+
+class Layout:
+    """Who sees whom in one forward pass; and what the model's layers asked for (``windows``)."""
+
+    def __init__(self, tree: Tree, device: Any) -> None:
+        self._tree = tree
+        self._device = device
+        self._pieces: dict[tuple[int | None, bool], tuple[Piece, ...]] = {}
+        self._masks: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._kept = 0
+        self._varlen: _Lengths | None = None
+        self.windows: list[int | None] = []
+
+    def pieces(self, window: int | None, *, whole: bool) -> tuple[Piece, ...]:
+        """All rows, in order. whole: a root without a window stays in one piece."""
+        key = (window, whole)
+        if key not in self._pieces:
+            self._pieces[key] = tuple(_cut(self._tree, window, whole=whole))
+        return self._pieces[key]
+
+    def mask(self, piece: Piece, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """0 where a query may see a key and -inf elsewhere, [query, key]."""
+        rows = piece.end - piece.begin
+        key = (rows, piece.keys, piece.offset, window, dtype)
+        found = self._masks.get(key)
+        if found is None:
+            found = _mask(rows, piece, window, dtype, self._device)
+            if self._kept + found.numel() <= KEPT_MASKS:
+                self._kept += found.numel()
+                self._masks[key] = found
+        return found
+
+    def lengths(self) -> _Lengths:
+        """The nodes as varlen attention wants them."""
+        if self._varlen is None:
+            self._varlen = _Lengths.of(self._tree, self._device)
+        return self._varlen
+
+    def forget(self) -> None:
+        """Drop the masks: they are cheap beside what they take."""
+        self._masks.clear()
+        self._kept = 0
+
+
+class _Lengths(NamedTuple):
+    """gather: the packed row of every key, node after node. queries, keys: cumulative lengths."""
+
+    gather: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, tree: Tree, device: Any) -> _Lengths:
+        chains = [tree.chain(number) for number in range(len(tree.nodes))]
+        rows = [torch.arange(begin, end) for chain in chains for begin, end in chain]
+        queries = [node.end - node.begin for node in tree.nodes]
+        keys = [sum(end - begin for begin, end in chain) for chain in chains]
+        return cls(
+            torch.cat(rows).to(device),
+            torch.tensor([0, *queries]).cumsum(0).to(device, torch.int32),
+            torch.tensor([0, *keys]).cumsum(0).to(device, torch.int32),
+            max(queries),
+            max(keys),
+        )
+
+
+_LAYOUT: ContextVar[Layout | None] = ContextVar("avops_tree_layout", default=None)
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Within the context, tree attention follows ``layout``."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+        layout.forget()
+
+
+def tree_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it: [1, heads, rows, size] in, [1, rows, heads, size] out."""
+    layout = _LAYOUT.get()
+    if layout is None:
+        raise UnsupportedAttentionError(f"{NAME}: called outside of a scoring run")
+    _refuse(module, query, attention_mask, asked)
+    window, softcap = asked.get("sliding_window"), asked.get("softcap")
+    scaling = asked.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    layout.windows.append(window)
+    if softcap is None:
+        done = _varlen(layout, query, key, value, (window, scaling))
+        if done is not None:
+            return done, None
+    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+    for piece in layout.pieces(window, whole=softcap is None):
+        rows = query[:, :, piece.begin : piece.end]
+        keys, values = _gather(key, piece), _gather(value, piece)
+        if softcap is not None:
+            capped = layout.mask(piece, window, query.dtype)
+            part = _capped(rows, keys, values, capped, (scaling, float(softcap)))
+        else:
+            causal = piece.square and (window is None or window >= piece.keys)
+            mask = None if causal else layout.mask(piece, window, query.dtype)
+            part = _sdpa(rows, keys, values, mask, scaling)
+        out[:, piece.begin : piece.end] = part.transpose(1, 2)
+    return out, None
+
+
+def _refuse(module: Any, query: torch.Tensor, mask: Any, asked: dict[str, Any]) -> None:
+    """Whatever would be ignored here and matters."""
+    causal = asked.get("is_causal")
+    if causal is False or (causal is None and getattr(module, "is_causal", True) is False):
+        raise UnsupportedAttentionError("its attention is not causal")
+    if mask is not None:
+        raise UnsupportedAttentionError("it brings an attention mask of its own")
+    if asked.get("dropout"):
+        raise UnsupportedAttentionError("it drops attention weights at random")
+    if query.shape[0] != 1:
+        raise UnsupportedAttentionError("its attention does not run over the rows as they are fed")
+    for name, given in asked.items():
+        if isinstance(given, torch.Tensor) and name not in IGNORED:
+            raise UnsupportedAttentionError(f"its attention takes {name!r}")
+
+
+def _cut(tree: Tree, window: int | None, *, whole: bool) -> Iterator[Piece]:
+    for number, node in enumerate(tree.nodes):
+        chain = tree.chain(number)
+        rows = node.end - node.begin
+        alone = node.depth == 0 and whole and (window is None or window >= rows)
+        step = rows if alone else PIECE_ROWS
+        for begin in range(0, rows, step):
+            end = min(begin + step, rows)
+            low = 0 if window is None else max(0, node.depth + begin - window + 1)
+            high = node.depth + end
+            yield Piece(
+                node.begin + begin,
+                node.begin + end,
+                _clip(chain, low, high),
+                high - low,
+                node.depth + begin - low,
+            )
+
+
+def _clip(chain: tuple[tuple[int, int], ...], low: int, high: int) -> tuple[tuple[int, int], ...]:
+    """The packed rows of positions ``low:high``; neighbours in memory become one span."""
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for begin, end in chain:
+        first, last = max(low, position), min(high, position + end - begin)
+        if first < last:
+            span = (begin + first - position, begin + last - position)
+            if spans and spans[-1][1] == span[0]:
+                span = (spans.pop()[0], span[1])
+            spans.append(span)
+        position += end - begin
+    return tuple(spans)
+
+
+def _mask(
+    rows: int, piece: Piece, window: int | None, dtype: torch.dtype, device: Any
+) -> torch.Tensor:
+    query = torch.arange(rows, device=device)[:, None] + piece.offset
+    key = torch.arange(piece.keys, device=device)
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(rows, piece.keys, dtype=dtype, device=device).masked_fill_(
+        hidden, float("-inf")
+    )
+
+
+def _gather(rows: torch.Tensor, piece: Piece) -> torch.Tensor:
+    parts = [rows[:, :, begin:end] for begin, end in piece.spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    # CUDA's masked kernels take as many key heads as query heads; the CPU's share them.
+    if groups > 1 and query.is_cuda:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    numbers: tuple[float, float],
+) -> torch.Tensor:
+    """softmax(cap · tanh(q·kᵀ · scaling / cap) + mask) · v, in the order of transformers' own."""
+    scaling, cap = numbers
+    heads = key.shape[1]
+    _, count, rows, size = query.shape
+    grouped = query.reshape(1, heads, count // heads, rows, size)
+    scores = torch.matmul(grouped, key[:, :, None].transpose(-1, -2)).mul_(scaling)
+    scores = scores.div_(cap).tanh_().mul_(cap).add_(mask)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value[:, :, None]).flatten(1, 2)
+
+
+def _varlen(
+    layout: Layout,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    numbers: tuple[int | None, float],
+) -> torch.Tensor | None:
+    """All nodes in one call of torch's varlen attention, where it serves: [1, rows, heads, size].
+
+    It aligns queries with the last keys, as flash attention does since 2.1; the self-check of the
+    packed path would see it if a version did not.
+    """
+    call = _varlen_attention()
+    if call is None or not _flash_takes(query, value):
+        return None
+    options = _options(call.takes, query, key, numbers)
+    if options is None:
+        return None
+    lengths = layout.lengths()
+    keys, values = (
+        rows[0].transpose(0, 1).index_select(0, lengths.gather) for rows in (key, value)
+    )
+    out: torch.Tensor = call.function(
+        query[0].transpose(0, 1).contiguous(),
+        keys,
+        values,
+        lengths.queries,
+        lengths.keys,
+        lengths.longest_query,
+        lengths.longest_key,
+        **options,
+    )
+    return out[None]
+
+
+def _flash_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and size <= 256
+        and size % 8 == 0
+        and value.shape[-1] == size
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _options(
+    takes: frozenset[str],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    numbers: tuple[int | None, float],
+) -> dict[str, Any] | None:
+    """What to ask of a version of varlen attention; None if it cannot be asked."""
+    window, scaling = numbers
+    options: dict[str, Any] = {}
+    if "window_size" in takes:  # keys to the left of the query's own, which a window counts
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    elif window is None and "is_causal" in takes:
+        options["is_causal"] = True
+    else:
+        return None
+    if "scale" in takes:
+        options["scale"] = scaling
+    elif scaling != query.shape[-1] ** -0.5:
+        return None
+    if "enable_gqa" in takes:  # before, heads are counted by the kernel alone
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    return options
+
+
+class _Varlen(NamedTuple):
+    function: Callable[..., Any]
+    takes: frozenset[str]
+
+
+@cache
+def _varlen_attention() -> _Varlen | None:
+    """The varlen attention of torch with the names of its arguments, which differ by version."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return None
+    return _Varlen(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters))

@@ -1,0 +1,207 @@
+"""The head: only scored rows reach it, and its log-probs are f32 whatever the model's dtype.
+
+Within ``capturing`` the model's head projects nothing: it keeps the scored rows of its input and
+returns no logits at all, and ``log_probs`` makes their log-probs a few rows at a time. What a
+model does to logits after its head (a soft-cap, a scale) is found by sending known logits through
+it, and accepted only if it gives the same bits; a model that does something else cannot be scored
+this way.
+
+A head in bf16 or f16 is multiplied in f32: its inputs are exact in f32, and logits rounded to
+bf16 would put log-probs on a grid coarse enough to change winners.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from avops.errors import MissingExtraError, UserError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "score", "scoring") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SOFTMAX_LOGITS = 1 << 22
+"""Logits that exist at a time (16 MiB), unless one row has more."""
+
+HEAD_ROWS = 1 << 11
+"""Rows of a half-precision head that are widened to f32 at a time."""
+
+PROBE = 60.0
+"""The largest of the logits that are sent through a model to see what it does to them."""
+
+
+class Head:
+    """A model's head, and what the model does to logits after it.
+
+    Nothing derived from weights is kept between calls. change: what ``learn`` found; in place.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.module = check_head(model)
+        self.change: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head's weight."""
+        return int(self.module.weight.shape[0])
+
+    @contextmanager
+    def capturing(self, rows: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """The inputs of the head, row by row of ``rows``: [rows, hidden], once per call of it."""
+        found: list[torch.Tensor] = []
+
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            found.append(hidden.flatten(0, -2).index_select(0, rows))
+            return hidden.new_empty((1, 0, self.vocabulary), dtype=torch.float32)
+
+        with _replaced(self.module, forward):
+            yield found
+
+    def hidden(self, rows: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """What the model gives its head at the flat positions ``rows``."""
+        with self.capturing(rows) as found:
+            logits = self.model(**inputs, use_cache=False).logits
+        if len(found) != 1 or logits.dtype != torch.float32 or logits.numel():
+            raise self.refusal(logits, int(rows.numel()))
+        return found[0]
+
+    def refusal(self, logits: torch.Tensor, rows: int) -> UserError:
+        """Why logits that do not come straight from the head cannot be used."""
+        return UserError(
+            f"{type(self.model).__name__}: its forward gives {logits.dtype} logits of shape "
+            f"{list(logits.shape)} for {rows} scored tokens, expected float32 "
+            "straight from its head; this architecture cannot be scored"
+        )
+
+    def learn(self, ids: torch.Tensor) -> bool:
+        """Find what the model does to logits after its head; False if it is none of the known."""
+        probe = torch.linspace(-PROBE, PROBE, self.vocabulary, device=ids.device)[None, None]
+        with _replaced(self.module, lambda _: probe.clone()):
+            given = self.model(input_ids=ids, use_cache=False).logits
+        for change in _changes(self.model.config.get_text_config()):
+            wanted = change(probe.clone())
+            if given.dtype == torch.float32 and torch.equal(given, wanted):
+                self.change = change
+                return True
+        return False
+
+    def log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The log-prob of the target of each row of ``hidden``, f32."""
+        if self.change is None:
+            raise RuntimeError("learn comes first")
+        step = max(1, SOFTMAX_LOGITS // self.vocabulary)
+        parts = [
+            self._log_probs(rows, picked)
+            for rows, picked in zip(
+                torch.split(hidden, step), torch.split(targets, step), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def _log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The same for a few rows: the one place that makes logits."""
+        logits = self._logits(hidden)
+        if self.change is not None:
+            logits = self.change(logits)
+        logits.sub_(logits.amax(-1, keepdim=True))
+        target = logits.gather(1, targets[:, None])[:, 0]
+        return target - logits.exp_().sum(-1).log()
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """f32 logits in the buffer, [rows, vocabulary]; they last until the next call."""
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        if type(self.module) is not torch.nn.Linear:
+            projected: torch.Tensor = self.module(hidden)
+            return projected
+        room = self._room(hidden.shape[0], hidden.device)
+        # A product of half-precision numbers is exact in f32, and CUDA can sum it there.
+        step = self.vocabulary if weight.dtype == torch.float32 else HEAD_ROWS
+        for begin in range(0, self.vocabulary, step):
+            part = room[:, begin : begin + step]
+            rows = weight[begin : begin + step]
+            if rows.dtype != torch.float32 and rows.is_cuda:
+                part.copy_(torch.mm(hidden, rows.T, out_dtype=torch.float32))
+            else:
+                torch.mm(hidden.float(), rows.float().T, out=part)
+            if bias is not None:
+                part.add_(bias[begin : begin + step])
+        return room
+
+    def _room(self, rows: int, device: torch.device) -> torch.Tensor:
+        """A [rows, vocabulary] piece of the buffer, which grows and is never given back."""
+        size = rows * self.vocabulary
+        if self._buffer is None or self._buffer.numel() < size or self._buffer.device != device:
+            self._buffer = torch.empty(size, device=device)
+        return self._buffer[:size].view(rows, self.vocabulary)
+
+
+def check_head(model: Any) -> Any:
+    """The model's head, if its logits can be had in f32."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UserError(
+            f"{type(model).__name__}: it has no language-model head, expected a causal LM; "
+            "load the model with load_model"
+        )
+    if head.weight.dtype != torch.float32 and type(head) is not torch.nn.Linear:
+        raise UserError(
+            f"{type(model).__name__}: its head is a {type(head).__name__} in "
+            f"{head.weight.dtype}, expected torch.nn.Linear or float32, so that logits are "
+            "float32; load the model with dtype=torch.float32"
+        )
+    return head
+
+
+@contextmanager
+def projecting(head: Any, rows: torch.Tensor) -> Iterator[None]:
+    """Within the context, the head projects only ``rows``, in f32: logits [1, rows, vocabulary].
+
+    Whatever the model's forward does to logits afterwards (scaling, soft-capping) still happens.
+    """
+    project = head.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        picked = hidden.flatten(0, -2).index_select(0, rows)[None]
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if weight.dtype == torch.float32:
+            logits: torch.Tensor = project(picked)
+        else:
+            logits = torch.nn.functional.linear(
+                picked.float(), weight.float(), None if bias is None else bias.float()
+            )
+        return logits
+
+    with _replaced(head, forward):
+        yield
+
+
+@contextmanager
+def _replaced(head: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The head's forward is another within the context."""
+    own = head.__dict__.get("forward")
+    head.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.__dict__["forward"]
+        else:
+            head.__dict__["forward"] = own
+
+
+def _changes(config: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """What models of transformers do to logits, by the names of their settings; in place."""
+    yield lambda logits: logits
+    if cap := getattr(config, "final_logit_softcapping", None):
+        yield lambda logits: logits.div_(cap).tanh_().mul_(cap)
+    if scale := getattr(config, "logit_scale", None):
+        yield lambda logits: logits.mul_(scale)
+    if scaling := getattr(config, "logits_scaling", None):
+        yield lambda logits: logits.div_(scaling)
