@@ -170,7 +170,7 @@ def _scores(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
     )
     logits = logits if bias is None else logits + bias
     if head.change is not None:
-        logits = head.change(logits)
+        head.change.apply(logits)
     log_probs = torch.log_softmax(logits, -1).gather(1, ids[:, start:].reshape(-1, 1))
     return log_probs.view(count, -1).double().mean(1).cpu()
 

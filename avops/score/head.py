@@ -13,7 +13,7 @@ bf16 would put log-probs on a grid coarse enough to change winners.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avops.errors import MissingExtraError, UserError
 
@@ -35,16 +35,34 @@ PROBE = 60.0
 """The largest of the logits that are sent through a model to see what it does to them."""
 
 
+class Change(NamedTuple):
+    """What a model does to logits: x · multiply / divide, then cap · tanh(x / cap)."""
+
+    multiply: float = 1.0
+    divide: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same to ``logits``, in place; a factor of 1 is no step."""
+        if self.multiply != 1:
+            logits.mul_(self.multiply)
+        if self.divide != 1:
+            logits.div_(self.divide)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
 class Head:
     """A model's head, and what the model does to logits after it.
 
-    Nothing derived from weights is kept between calls. change: what ``learn`` found; in place.
+    Nothing derived from weights is kept between calls. change: what ``learn`` found.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.module = check_head(model)
-        self.change: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.change: Change | None = None
         self._buffer: torch.Tensor | None = None
 
     @property
@@ -86,7 +104,7 @@ class Head:
         with _replaced(self.module, lambda _: probe.clone()):
             given = self.model(input_ids=ids, use_cache=False).logits
         for change in _changes(self.model.config.get_text_config()):
-            wanted = change(probe.clone())
+            wanted = change.apply(probe.clone())
             if given.dtype == torch.float32 and torch.equal(given, wanted):
                 self.change = change
                 return True
@@ -109,7 +127,7 @@ class Head:
         """The same for a few rows: the one place that makes logits."""
         logits = self._logits(hidden)
         if self.change is not None:
-            logits = self.change(logits)
+            self.change.apply(logits)
         logits.sub_(logits.amax(-1, keepdim=True))
         target = logits.gather(1, targets[:, None])[:, 0]
         return target - logits.exp_().sum(-1).log()
@@ -196,12 +214,12 @@ def _replaced(head: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Ite
             head.__dict__["forward"] = own
 
 
-def _changes(config: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """What models of transformers do to logits, by the names of their settings; in place."""
-    yield lambda logits: logits
+def _changes(config: Any) -> Iterator[Change]:
+    """What models of transformers do to logits, by the names of their settings."""
+    yield Change()
     if cap := getattr(config, "final_logit_softcapping", None):
-        yield lambda logits: logits.div_(cap).tanh_().mul_(cap)
+        yield Change(softcap=float(cap))
     if scale := getattr(config, "logit_scale", None):
-        yield lambda logits: logits.mul_(scale)
+        yield Change(multiply=float(scale))
     if scaling := getattr(config, "logits_scaling", None):
-        yield lambda logits: logits.div_(scaling)
+        yield Change(divide=float(scaling))

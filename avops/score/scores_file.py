@@ -68,7 +68,7 @@ def to_npz(table: ScoreTable) -> bytes:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             entry = io.BytesIO()
-            np.lib.format.write_array(entry, array, allow_pickle=False, version=(2, 0))
+            np.lib.format.write_array(entry, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
     return out.getvalue()
 
@@ -124,7 +124,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     wanted = _NUMBERS.get(name)
     if (dtype.str != wanted if wanted else dtype.str[:2] != "<U") or fortran or dtype.hasobject:
         raise _Unexpected(f"{name} holds {dtype.str}, expected {wanted or '<U (texts)'}")
-    if not dtype.itemsize or math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+    held = len(data) - stream.tell()
+    sound = dtype.itemsize > 0 and all(size >= 0 for size in shape)
+    if not sound or math.prod(shape) * dtype.itemsize != held:
         raise _Unexpected(f"{name} has shape {list(shape)}, and {len(data)} bytes")
     if 0 in shape:
         return np.empty(shape, dtype)

@@ -8,7 +8,7 @@ scorer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class Evaluator:
     @cached_property
     def live(self) -> LiveModel:
         """The model, loaded when it is first asked for."""
-        return _live(self.opened, self._setup.device, self._setup.dtype)
+        return LiveModel(self.opened, self._setup.device, dtype=self._setup.dtype)
 
     def load(self) -> None:
         """Load base and vectors now rather than with the first evaluation."""
@@ -137,20 +137,3 @@ class Evaluator:
                 Scorer(model, plan) if size is None else Scorer(model, plan, batch_tokens=size)
             )
         return self._scorers[told]
-
-
-def _live(opened: Opened, device: str, dtype: str) -> LiveModel:
-    if dtype == "f32":
-        return LiveModel(opened, device)
-    import torch
-
-    from avops.knobs import Knobs
-
-    live = LiveModel(replace(opened, vectors={}), device)
-    with torch.no_grad():
-        # Weights only: buffers, such as the angles of rotary positions, are float32 in any dtype.
-        for parameter in live.model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    if opened.vectors:
-        live.knobs = Knobs(live.model, opened.vectors, base=opened.base)
-    return live

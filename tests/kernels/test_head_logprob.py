@@ -151,6 +151,33 @@ def test_exact_products_give_the_same_bits_in_every_way() -> None:
         np.testing.assert_array_equal(other, found[0])
 
 
+@pytest.mark.skipif(INTERPRETING or extension.NATIVE is None, reason="of native code")
+@pytest.mark.parametrize("path", range(len(native.PATHS)), ids=native.PATHS)
+def test_long_sums_are_cut_into_parts(path: int) -> None:
+    """In one chain every 2⁻²⁵ after the 1 would vanish; in parts of 256 the second part stays."""
+    weight = torch.zeros(2, 512, dtype=BF16)
+    weight[0] = 2.0**-25
+    weight[0, 0] = 1
+    out = torch.empty(1)
+    targets = torch.zeros(1, dtype=torch.int64)
+    native.Head(LogitRule(), 1, path).run(torch.ones(1, 512).bfloat16(), weight, None, targets, out)
+    wanted = -np.log1p(np.exp(-(1 + 2.0**-17)))
+    assert abs(out.item() - wanted) <= bound(out.numpy(), 2, native.ROUNDINGS)[0]
+
+
+def test_nothing_beyond_a_row_is_read(place: Place) -> None:
+    """Of an odd width, with NaN before and behind the weights and the rows."""
+    world = World(17, 50, 33)
+    guarded = []
+    for tensor in (world.hidden, world.weight):
+        room = torch.full((len(tensor) + 2, 33), float("nan"), dtype=BF16, device=place[1])
+        room[1:-1] = tensor
+        guarded.append(room[1:-1])
+    head = LogProb(guarded[1], backend=place[0])
+    found = head(guarded[0], world.targets.to(place[1])).cpu().numpy()
+    world.check(found, RULES["plain"], roundings(place))
+
+
 def test_passes_over_rows_give_the_same_bits(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a pass takes (native: 1,024 at this dim, Triton: cut short here)."""
     monkeypatch.setattr(triton, "PASS", 64)

@@ -235,6 +235,33 @@ def test_events_are_counted(key: int | None, on: tuple[str, str]) -> None:
     assert counts[-1].flushed
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "event"),
+    [
+        (F16, 65505.0, "overflowed"),
+        (F16, 65519.0, "overflowed"),
+        (F16, 2.0**-26, "flushed"),
+        (F16, 2.0**-24 * (1 - 2.0**-11), "flushed"),
+        (BF16, 3.3896e38, "overflowed"),
+        (BF16, 3.395e38, "overflowed"),
+        (BF16, 2.0**-140, "flushed"),
+        (BF16, 2.0**-133 * (1 - 2.0**-11), "flushed"),
+    ],
+)
+def test_events_that_only_dither_makes_are_counted(
+    dtype: DType, value: float, event: str, on: tuple[str, str]
+) -> None:
+    """In blocks without any other: beside numbers that nothing happens to."""
+    found = []
+    for n in (4000, SEVERAL_BLOCKS):
+        values = np.where(np.arange(n) % 4, np.float32(1), np.float32(value))
+        base = Operand(values.astype(np.float32), F32)
+        parts = (Stored(Operand(np.zeros(n, np.uint16), BF16), False),)
+        wanted = [Wanted(base, dtype, parts, (1.0,), KEY + k) for k in range(3)]
+        found += hold(wanted, *on).counts()
+    assert sum(getattr(one, event) for one in found)
+
+
 def test_every_f16_and_bf16_number(on: tuple[str, str]) -> None:
     patterns = np.arange(1 << 16, dtype=np.uint16)
     wanted = [

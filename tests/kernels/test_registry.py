@@ -46,7 +46,9 @@ def with_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table() -> None:
-    assert set(registry.operations()) == {*HOST, "combine_many"}
+    assert set(registry.operations()) == {*HOST, "combine_many", "head_logprob", "logprob"}
+    for operation in ("head_logprob", "logprob"):
+        assert registry.backends(operation) == ("triton", "native", "reference")
     for operation in HOST:
         assert registry.backends(operation) == ("native", "reference")
     assert registry.backends("combine_many") == ("cuda", "triton", "reference")

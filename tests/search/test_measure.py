@@ -153,10 +153,10 @@ def test_nothing_is_loaded_before_it_is_needed(
     table = measure(evaluator, [BASE, ONE], new_table(evaluator)).table
     other = made(MED)
 
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("avops.search.evaluator._live", load)
+    monkeypatch.setattr("avops.search.evaluator.LiveModel", load)
     assert measure(other, [ONE, BASE], table).table is table
     with pytest.raises(AssertionError, match="loaded"):
         measure(other, [wanted((MED, "2"))], table)

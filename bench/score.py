@@ -1,0 +1,243 @@
+"""Scoring as whole processes, in turn: ours packed and exact, a padded loop, lm-eval's HF backend.
+
+    python -m bench.score [--items 24] [--runs 3] [--lm-eval PYTHON] [--save]
+
+Work: a random-weight f32 model of Mistral's shapes (about 0.13 G parameters), items with a query of
+60 to 300 tokens and three responses of 100 to 300, all from a seed. Every process starts from
+nothing; seconds of scoring are counted without loading, seconds of the process with it. Figures
+are printed only if every row of ours agrees with the oracle within the bound of two f32
+evaluations (avops/score/check.py), and a peer's largest difference is shown.
+
+--layers, --hidden   a smaller or larger model
+--checked            sequences whose bound is measured
+--save               writes bench/results/score.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.processes import Run, launch, spread
+from bench.report import machine, table
+
+RESULTS = Path(__file__).parent / "results" / "score.json"
+PEERS = Path(__file__).parent / "peers" / "scorers.py"
+VOCABULARY = 32000
+QUERY, RESPONSE, LEVELS = (60, 300), (100, 300), 3
+TEMPLATE = 4  # tokens that all items begin with, as a chat template's
+NAMES = {
+    "packed": "avops, packed",
+    "exact": "avops, exact path",
+    "padded": "transformers, padded, by an expert",
+    "lm-eval": "lm-evaluation-harness, HF backend",
+}
+
+
+def make_model(path: Path, hidden: int, layers: int) -> int:
+    """Write model and tokenizer; the number of parameters."""
+    import torch
+    from tokenizers import Tokenizer, models
+
+    from avops.score import new_model, new_tokenizer, save_model
+
+    torch.manual_seed(0)
+    model = new_model(
+        {
+            "model_type": "mistral",
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 7 // 2,
+            "num_hidden_layers": layers,
+            "num_attention_heads": hidden // 64,
+            "num_key_value_heads": max(1, hidden // 256),
+            "head_dim": 64,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 1024,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "initializer_range": 0.05,
+        }
+    )
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer = new_tokenizer(backend, bos_token="w1", eos_token="w2", pad_token="w0")
+    save_model(path, model, tokenizer)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def make_work(path: Path, count: int) -> dict[str, int]:
+    """Write the token ids of all sequences; how many there are of what."""
+    rng = np.random.default_rng(1)
+    sequences, starts = [], []
+    template = rng.integers(5, VOCABULARY, TEMPLATE)
+    for _ in range(count):
+        query = np.r_[template, rng.integers(5, VOCABULARY, rng.integers(*QUERY) - TEMPLATE)]
+        for _ in range(LEVELS):
+            response = rng.integers(5, VOCABULARY, rng.integers(*RESPONSE))
+            sequences.append(np.r_[query, response])
+            starts.append(query.size)
+    lengths = [sequence.size for sequence in sequences]
+    np.savez(path, ids=np.concatenate(sequences), lengths=lengths, starts=starts)
+    scored = sum(lengths) - sum(starts)
+    return {"sequences": len(lengths), "tokens": sum(lengths), "scored": scored}
+
+
+def load_plan(work: Path) -> Any:
+    from avops.score import Item, Items, encode_ids
+
+    data = np.load(work)
+    rows = [row.tolist() for row in np.split(data["ids"], np.cumsum(data["lengths"])[:-1])]
+    levels = ("exp", "gen", "avd")
+    count = len(rows) // LEVELS
+    entries = tuple(Item("x", "q", dict.fromkeys(levels, "r"), n + 1) for n in range(count))
+    ids = [rows[i * LEVELS : (i + 1) * LEVELS] for i in range(count)]
+    starts = data["starts"].reshape(count, LEVELS).tolist()
+    return encode_ids(Items("random", levels, entries), ids, starts, score_eos=False)
+
+
+def score(path: str, directory: Path, work: Path, out: Path, batch_tokens: int) -> None:
+    """A process of ours."""
+    from avops.score import Scorer, load_model
+
+    model, plan = load_model(directory), load_plan(work)
+    start = time.perf_counter()
+    scorer = Scorer(model, plan, batch_tokens=batch_tokens, path=path)
+    scores = scorer.run()
+    np.savez(out, scores=scores.ravel(), seconds=time.perf_counter() - start, tokens=scorer.tokens)
+
+
+def truth(directory: Path, work: Path, checked: int) -> tuple[np.ndarray, float]:
+    """The oracle's scores, and how far another f32 evaluation may be from them."""
+    import torch
+
+    from avops.score import load_model, oracle_scores
+    from avops.score.check import UNIT, T, rounding_spread
+    from avops.score.head import Head
+
+    model, plan = load_model(directory), load_plan(work)
+    scores = oracle_scores(model, plan)
+    head = Head(model)
+    spreads = []
+    with torch.inference_mode():
+        head.learn(torch.tensor([[1, 2]]))
+        for number in range(min(checked, scores.size)):
+            item, level = divmod(number, LEVELS)
+            ids = torch.from_numpy(plan.sequence(item, level).astype("int64"))[None]
+            want = torch.tensor([scores[item, level]], dtype=torch.float64)
+            spreads.append(rounding_spread(head, ids, int(plan.starts[item, level]), want))
+    return scores.ravel(), 2 * T * max(spreads) + UNIT * float(np.abs(scores).max())
+
+
+class Bench:
+    """Rows that score one work in turn."""
+
+    def __init__(self, directory: Path, args: argparse.Namespace) -> None:
+        self.args, self.directory = args, directory
+        self.model, self.work = directory / "model", directory / "work.npz"
+        self.runs: dict[str, list[Run]] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self.differences: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
+
+    def argv(self, key: str, out: Path) -> list[str]:
+        rest = [str(self.model), str(self.work), str(out), str(self.args.batch_tokens)]
+        if key in ("packed", "exact"):
+            return [sys.executable, "-m", "bench.score", "--row", key, *rest]
+        python = self.args.lm_eval if key == "lm-eval" else sys.executable
+        return [python, str(PEERS), key, *rest]
+
+    def measure(self, keys: list[str], wanted: np.ndarray, bound: float) -> None:
+        for number in range(self.args.runs + 1):
+            for key in keys:
+                out = self.directory / f"{key}.npz"
+                out.unlink(missing_ok=True)
+                run = launch(self.argv(key, out), out, self.directory / "log.txt")
+                found = np.load(out)
+                difference = float(np.abs(found["scores"] - wanted).max())
+                if key in ("packed", "exact") and not difference <= bound:
+                    raise SystemExit(
+                        f"{NAMES[key]}: differs from the oracle by {difference:.1e}, where "
+                        f"roundings explain {bound:.1e}: no figures"
+                    )
+                self.differences[key] = difference
+                self.tokens[key] = int(found["tokens"])
+                if number:  # the first loads libraries and the page cache
+                    self.runs.setdefault(key, []).append(run)
+                    self.seconds.setdefault(key, []).append(float(found["seconds"]))
+
+    def lines(self, tokens: int) -> list[list[str]]:
+        ours = statistics.median(self.seconds["packed"])
+        lines = []
+        for key, seconds in self.seconds.items():
+            runs = self.runs[key]
+            lines.append(
+                [
+                    f"{NAMES[key]} ({len(runs)})",
+                    spread(seconds),
+                    f"{statistics.median(seconds) / ours:.2f}×",
+                    f"{tokens / statistics.median(seconds):,.0f}",
+                    f"{statistics.median(run.wall for run in runs):.2f}",
+                    f"{statistics.median(run.cpu for run in runs):.2f}",
+                    f"{max(run.rss for run in runs):.0f}",
+                    f"{self.differences[key]:.1e}",
+                ]
+            )
+        return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--checked", type=int, default=6)
+    parser.add_argument("--lm-eval", metavar="PYTHON")
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--row", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        path, model, work, out, batch_tokens = args.row
+        score(path, Path(model), Path(work), Path(out), int(batch_tokens))
+        return
+    keys = ["packed", "exact", "padded", *(["lm-eval"] if args.lm_eval else [])]
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), args)
+        parameters = make_model(bench.model, args.hidden, args.layers)
+        size = make_work(bench.work, args.items)
+        wanted, bound = truth(bench.model, bench.work, args.checked)
+        bench.measure(keys, wanted, bound)
+    columns = ("scoring (runs)", "s", "of packed", "tokens/s", "process s", "CPU s", "peak MiB")
+    title = (
+        f"{parameters / 1e6:.0f} M parameters, f32, {args.items} items × {LEVELS}, "
+        f"{size['tokens']:,} tokens ({bench.tokens['packed']:,} packed), bound {bound:.1e}"
+    )
+    table(title, (*columns, "off oracle"), bench.lines(size["tokens"]))
+    if not args.lm_eval:
+        print("  lm-evaluation-harness: not given (--lm-eval PYTHON)")
+    if args.save:
+        rows = {
+            NAMES[key]: {
+                "scoring_s": [round(s, 3) for s in bench.seconds[key]],
+                "process_s": [round(run.wall, 3) for run in bench.runs[key]],
+                "cpu_s": [round(run.cpu, 3) for run in bench.runs[key]],
+                "rss_mib": [round(run.rss) for run in bench.runs[key]],
+                "off_oracle": bench.differences[key],
+            }
+            for key in keys
+        }
+        work = {"parameters": parameters, "items": args.items, **size, "bound": bound}
+        RESULTS.write_text(json.dumps({**machine(), "work": work, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
