@@ -1,7 +1,7 @@
 """The arithmetic: operations on flat arrays, each with a reference and faster backends.
 
-Every backend of an operation computes the same bits, but for ``logprob`` and ``head_logprob``, whose
-bound their contracts state; ``registry`` chooses among them.
+Every backend of an operation computes the same bits, but for ``logprob`` and ``head_logprob``,
+whose bound their contracts state; ``registry`` chooses among them.
 Kernels know neither files nor tensors' names.
 """
 

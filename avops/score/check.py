@@ -17,6 +17,7 @@ scores by orders of magnitude more.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from avops.score.plan import TokenPlan
 
 ITEMS = 2
+LEVELS = 3
 PREFIX = 20
 """Tokens that the responses of an item of the sample have in common, at most."""
 
@@ -50,6 +52,7 @@ BRANCH = 12
 """Tokens of a response of the sample, at most."""
 
 SAMPLES = 4
+SIGNS = 1 << 18
 T = 7.0
 UNIT = 2.0**-24
 ELEMENTWISE = 8.0
@@ -121,7 +124,7 @@ def self_check(path: PackedPath, plan: TokenPlan) -> Verdict:
 def draw(plan: TokenPlan) -> _Sample:
     """The start of a few items: those whose shortest response past the parting is longest."""
     prefixes, branches = [], []
-    levels = range(len(plan.items.levels))
+    levels = range(min(LEVELS, len(plan.items.levels)))
     for item in range(len(plan.items)):
         prefixes.append(int(plan.shared[item]))
         branches.append(int(plan.lengths[item].min()) - prefixes[-1])
@@ -146,41 +149,52 @@ def draw(plan: TokenPlan) -> _Sample:
 
 def rounding_spread(head: Head, ids: torch.Tensor, start: int, want: torch.Tensor) -> float:
     """σ, the largest over the sequences ``ids``; want: their scores undisturbed."""
-    generator = torch.Generator(ids.device).manual_seed(0)
+    disturbed = _Disturbed(ids.device)
     squares = torch.zeros_like(want)
     for _ in range(SAMPLES):
-        with _Disturbed(generator):
-            moved = _scores(head, ids, start)
-        squares += (moved - want).square()
-    return float((squares / SAMPLES).sqrt().max())
+        squares += (_scores(head, ids, start, disturbed) - want).square()
+    body = float((squares / SAMPLES).sqrt().max())
+    return math.hypot(body, _head_spread(head, ids, start))
 
 
-def _scores(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
-    """The mean log-prob of each of some sequences of one length, f64, plainly."""
+def _head_spread(head: Head, ids: torch.Tensor, start: int) -> float:
+    """What the head adds: its sums, whose products are at most the norms', and the log-softmax."""
+    hidden = _hidden(head, ids, start)
+    weights = [_norm(rows, -1).max() for rows in torch.split(head.module.weight, HEAD_ROWS)]
+    largest = float(_norm(hidden, -1).max()) * float(torch.stack(weights).max())
+    return UNIT * math.sqrt(hidden.shape[-1] + 2 + 9 * ELEMENTWISE) * largest
+
+
+def _scores(
+    head: Head, ids: torch.Tensor, start: int, disturbed: TorchFunctionMode | None = None
+) -> torch.Tensor:
+    """The mean log-prob of each of some sequences of one length, whole, f64."""
+    with disturbed or nullcontext():
+        hidden = _hidden(head, ids, start)
+    log_probs = head.log_probs(hidden, ids[:, start:].flatten())
+    return log_probs.view(ids.shape[0], -1).double().mean(1).cpu()
+
+
+def _hidden(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
     count, fed = ids.shape[0], ids.shape[1] - 1
-    rows = torch.arange(count * fed, device=ids.device).view(count, fed)[:, start - 1 :].flatten()
-    hidden = head.hidden(rows, input_ids=ids[:, :-1].contiguous())
-    bias = getattr(head.module, "bias", None)
-    logits = torch.cat(
-        [
-            functional.linear(hidden.float(), rows.float())
-            for rows in torch.split(head.module.weight, HEAD_ROWS)
-        ],
-        dim=-1,
-    )
-    logits = logits if bias is None else logits + bias
-    if head.change is not None:
-        head.change.apply(logits)
-    log_probs = torch.log_softmax(logits, -1).gather(1, ids[:, start:].reshape(-1, 1))
-    return log_probs.view(count, -1).double().mean(1).cpu()
+    rows = torch.arange(count * fed, device=ids.device).view(count, fed)[:, start - 1 :]
+    return head.hidden(rows.flatten(), input_ids=ids[:, :-1].contiguous())
 
 
 class _Disturbed(TorchFunctionMode):
     """Moves every result by what its roundings may come to, with random signs."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._generator = generator
+        self._generator = torch.Generator().manual_seed(0)
+        self._signs = torch.empty(SIGNS).bernoulli_(0.5, generator=self._generator)
+        self._signs = self._signs.mul_(2).sub_(1).to(device)
+
+    def _sign(self, y: torch.Tensor) -> torch.Tensor:
+        """Signs of the shape of ``y``: from a random place of many, again and again if need be."""
+        first = int(torch.randint(SIGNS, (), generator=self._generator))
+        signs = self._signs.roll(-first) if y.numel() > SIGNS - first else self._signs[first:]
+        return signs.repeat(-(-y.numel() // signs.numel()))[: y.numel()].view(y.shape)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = func(*args, **(kwargs or {}))
@@ -191,9 +205,8 @@ class _Disturbed(TorchFunctionMode):
             x, key, value = args[:3]
             sizes = func(x, key, value.abs(), *args[3:], **(kwargs or {}))
             tensors = [x, key, value, sizes]
-        signs = torch.empty_like(y).bernoulli_(0.5, generator=self._generator).mul_(2).sub_(1)
-        moved = _spread(func, y, tensors).to(y.dtype).mul_(signs)
-        return y + torch.where(moved.isfinite(), moved, 0.0).to(y.dtype)
+        moved = _spread(func, y, tensors) * self._sign(y)
+        return y + moved.nan_to_num_(0.0, 0.0, 0.0).to(y.dtype)
 
 
 def _rounds(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
@@ -201,10 +214,10 @@ def _rounds(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
         return False
     if getattr(func, "__name__", "") in MOVES:
         return False
-    if bool((y == y.round()).all()):  # counts and positions, which are exact
-        return False
     own = y.untyped_storage().data_ptr()
-    return all(own != tensor.untyped_storage().data_ptr() for tensor in tensors)
+    if any(own == tensor.untyped_storage().data_ptr() for tensor in tensors):
+        return False
+    return not bool((y == y.round()).all())  # counts and positions are exact
 
 
 def _spread(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:

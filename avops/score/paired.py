@@ -95,8 +95,8 @@ def pairwise(
 ) -> tuple[Pairwise, ...]:
     """How often ``first`` beats ``second``, by domain and over all items.
 
-    Other levels are left out. With two levels this is the Pref.Acc of the first. Raises DataError for a level that the items
-    lack, NonFiniteError.
+    Other levels are left out. With two levels this is the Pref.Acc of the first. Raises DataError
+    for a level that the items lack, NonFiniteError.
     """
     check_scores(S, items)
     for level in (first, second):

@@ -111,7 +111,7 @@ def load_plan(path: Path, items: Items, key: str) -> TokenPlan:
         if starts.shape != shape or offsets.size != starts.size + 1:
             raise ValueError(f"starts of shape {starts.shape}, expected {shape}")
         cut = np.split(ids, offsets[1:-1])
-        rows = [cut[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+        rows: Any = [cut[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
         bos, end = (head[name] and Token(**head[name]) for name in ("bos", "end_of_turn"))
         framing = Framing(head["kind"], head["template"], bos, end, head["score_eos"])
         plan = build_plan(items, rows, starts.tolist(), framing)
