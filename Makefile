@@ -35,4 +35,4 @@ bench: $(READY)
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info avops/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info avops/*.so avops/_combine.* .pytest_cache .mypy_cache .ruff_cache

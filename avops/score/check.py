@@ -162,6 +162,8 @@ def _head_spread(head: Head, ids: torch.Tensor, start: int) -> float:
     hidden = _hidden(head, ids, start)
     weights = [_norm(rows, -1).max() for rows in torch.split(head.module.weight, HEAD_ROWS)]
     largest = float(_norm(hidden, -1).max()) * float(torch.stack(weights).max())
+    if head.change is not None:
+        largest *= max(1.0, abs(head.change.multiply / head.change.divide))
     return UNIT * math.sqrt(hidden.shape[-1] + 2 + 9 * ELEMENTWISE) * largest
 
 

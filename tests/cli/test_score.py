@@ -1,4 +1,4 @@
-"""`avops score` with several recipes, pairs and prompting: what is measured and shown."""
+"""`avops score` with several recipes, pairs, prompting: what is measured, and how it is shown."""
 
 from __future__ import annotations
 

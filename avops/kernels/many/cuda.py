@@ -13,8 +13,8 @@ import numpy as np
 from avops.errors import BackendError
 from avops.kernels.many import cuda_code
 from avops.kernels.many.cuda_plan import plan
+from avops.kernels.many.device_lams import DeviceLams
 from avops.kernels.many.entries import Entry
-from avops.kernels.many.triton_lams import DeviceLams
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avops.kernels.many import layout
+from avops.kernels.many.device_lams import DeviceLams, HostLams
 from avops.kernels.many.entries import Entry
-from avops.kernels.many.triton_lams import DeviceLams, HostLams
 from avops.kernels.many.triton_plan import COMPILED, INTERPRETED, plan
 
 if TYPE_CHECKING:

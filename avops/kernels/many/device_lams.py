@@ -1,4 +1,4 @@
-"""The coefficients' way to where Triton computes: no allocation and no waiting in a run."""
+"""The coefficients' way to the device: no allocation and no waiting in a run."""
 
 from __future__ import annotations
 
