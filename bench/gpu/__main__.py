@@ -38,7 +38,7 @@ def show_combine(name: str, found: dict[str, Any]) -> None:
     rows = []
     for key, way in found["ways"].items():
         if "missing" in way:
-            rows.append([key, way["missing"], "–", "–", "–"])
+            print(f"  {key}: {way['missing']}")
             continue
         rate = combine.MOVED * found["elements"] / way["median_s"] / 1e12
         rows.append(
