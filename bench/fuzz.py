@@ -71,7 +71,7 @@ def show(data: dict[str, Any]) -> None:
         f"{data['kind']} against {other}: {total:,} inputs, seed {data['seed']}, "
         f"{data['inputs_per_s']:,}/s"
     )
-    rows = [[v, f"{n:,}", f"{n / total:.1%}"] for v, n in data["verdicts"].items()]
+    rows = [[v, f"{n:,}", f"{n / max(total, 1):.1%}"] for v, n in data["verdicts"].items()]
     table(title, ("verdict", "inputs", "share"), rows)
     rows = [[why[:90], f"{n:,}"] for why, n in data["strictness"].items()]
     if rows:
