@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from avops.score.plan import TokenPlan
 
 ITEMS = 2
-LEVELS = 3
-PREFIX = 20
+LEVELS = 2
+PREFIX = 12
 """Tokens that the responses of an item of the sample have in common, at most."""
 
-BRANCH = 12
+BRANCH = 8
 """Tokens of a response of the sample, at most."""
 
 SAMPLES = 4
@@ -91,7 +91,7 @@ def self_check(path: PackedPath, plan: TokenPlan) -> Verdict:
     head = path.head
     sample = draw(plan)
     ids = torch.from_numpy(sample.ids).to(head.model.get_input_embeddings().weight.device)
-    if not head.learn(ids[:1, :-1]):
+    if not head.learn(ids[:1, :1]):
         return Verdict(True, "what it does to logits after its head is not known")
     try:
         with path.session():

@@ -13,7 +13,7 @@ import torch
 from avops.errors import UserError
 from avops.score import Item, Items, Scorer, TokenPlan, attention, encode_ids, head, oracle_scores
 from avops.score.blocks import cut_blocks
-from avops.score.check import draw, self_check
+from avops.score.check import PREFIX, draw, self_check
 from avops.score.head import Head
 from avops.score.packed import PackedPath, why_not, why_not_layers
 from score.architectures import OTHERS, PACKABLE, make
@@ -355,7 +355,7 @@ def test_the_sample_of_the_self_check() -> None:
     assert sample.ids.shape[0] == 4
     assert len({tuple(row) for row in sample.ids.tolist()}) == 4
     for row in sample.ids.tolist():
-        assert row[: len(QUERY)] == QUERY
+        assert row[:PREFIX] == QUERY[:PREFIX]
     assert sample.block.tree.ids.size < sample.ids[:, :-1].size
     one = draw(plan_of([[60]]))  # nothing to branch: still a sequence
-    assert one.ids.tolist() == [[*QUERY, 60]]
+    assert one.ids.tolist() == [[*QUERY[:PREFIX], 60]]
