@@ -99,6 +99,7 @@ _MODULES = {
     "oracle": ("oracle_scores",),
     "paired": ("Change", "Pairwise", "compare", "pairwise"),
     "plan": ("PlanRecord", "Token", "TokenPlan"),
+    "plan_cache": ("encode_cached",),
     "prompting": ("instructed", "instructions_for"),
     "prompts": ("ChatFormat", "encode", "encode_ids"),
     "questions": ("Prompt", "Question", "encode_questions", "encode_raw", "load_questions"),
