@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from avops.score.oracle import oracle_scores
     from avops.score.paired import Change, Pairwise, compare, pairwise
     from avops.score.plan import PlanRecord, Token, TokenPlan
+    from avops.score.plan_cache import encode_cached
     from avops.score.prompting import instructed, instructions_for
     from avops.score.prompts import ChatFormat, encode, encode_ids
     from avops.score.questions import (
@@ -62,6 +63,7 @@ __all__ = [
     "check_table_path",
     "compare",
     "encode",
+    "encode_cached",
     "encode_ids",
     "encode_questions",
     "encode_raw",
