@@ -89,19 +89,26 @@ def _check(job: Job, rows: list[Row], model: models.Model) -> None:
 
 
 def _fit(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Fixed seconds and seconds a GiB of the warm cases, and how far a case is from that line."""
+    """Fixed seconds, seconds a GiB read and a GiB written of the warm cases, and how far off.
+
+    Least squares of the relative errors: the smallest case counts as much as the largest.
+    """
     warm = [case for case in cases if case["warm"]]
     found = {}
     for who in ("avops", "floor"):
-        if len(warm) < 3 or who not in warm[0]["rows"]:
+        if len(warm) < 4 or who not in warm[0]["rows"]:
             continue
-        moved = np.array([_moved(case) for case in warm])
+        written = np.array([case["model_bytes"] for case in warm]) / 2**30
+        read = written * (1 + np.array([case["terms"] for case in warm]))
         wall = np.array([statistics.median(case["rows"][who]["flushed_s"]) for case in warm])
-        slope, fixed = np.polyfit(moved, wall, 1)
-        off = float(np.abs(wall / (fixed + slope * moved) - 1).max())
-        found[f"{who}_line"] = {"fixed_s": fixed, "s_per_gib": slope, "largest_deviation": off}
+        sizes = np.stack([np.ones(len(warm)), read, written], axis=1)
+        fit, *_ = np.linalg.lstsq(sizes / wall[:, None], np.ones(len(warm)), rcond=None)
+        off = float(np.abs(sizes @ fit / wall - 1).max())
+        keys = ("fixed_s", "s_per_gib_read", "s_per_gib_written", "largest_deviation")
+        found[f"{who}_line"] = dict(zip(keys, (*fit.tolist(), off), strict=True))
         print(
-            f"  {who}: {fixed:.2f} s + {slope:.3f} s a GiB; no case is further off than {off:.0%}"
+            f"  {who}, warm: {fit[0]:.2f} s + {fit[1]:.3f} s a GiB read + {fit[2]:.3f} s a GiB "
+            f"written; no case is further off than {off:.0%}"
         )
     return found
 
