@@ -45,7 +45,10 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, help="of data and training (default: 1)")
     parser.add_argument(
-        "--size", choices=("tiny", "small"), default="small", help="of the model (default: small)"
+        "--size",
+        choices=("tiny", "small", "full"),
+        default="small",
+        help="of the world; full has safety and helpfulness, too (default: small)",
     )
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""IPO: aligning the base once per domain.
+"""IPO: aligning the base once per domain, or for safety.
 
 Loss per pair: (m − 1/(2β))², where m = (log π/π_ref of the chosen) − (log π/π_ref of the rejected),
 each a mean over the response's tokens. Source: Azar et al., A General Theoretical Paradigm to
@@ -28,13 +28,14 @@ class Alignment:
     """How a domain is aligned.
 
     steps: optimiser steps. queries: queries in one step, each with its pairs. lr: constant.
-    weights: of the pairs expert > generic and generic > avoidance in the loss.
+    weights: in the loss, of the pairs of neighbouring levels: expert > generic, then generic >
+    avoidance; one weight for chosen > rejected.
     """
 
     steps: int
     queries: int
     lr: float
-    weights: tuple[float, float] = (1.0, 1.0)
+    weights: tuple[float, ...] = (1.0, 1.0)
     beta: float = 0.1
 
 

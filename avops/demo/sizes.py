@@ -17,11 +17,25 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
+class ChatSize:
+    """Safety and helpfulness in a world.
+
+    examples: in the base's corpus, half of each kind. alignment: for safety. pairs: of each kind in
+    the train, validation and test splits.
+    """
+
+    examples: int
+    alignment: Alignment
+    pairs: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Size:
     """hidden, layers, ffn: of the Mistral architecture, with 4 heads and 2 key-value heads.
 
     vocabulary: tokens. spread: standard deviation of the initial weights. items: per domain in the
-    train, validation and test splits; the train items are the preference data.
+    train, validation and test splits; the train items are the preference data. chat: the safety and
+    helpfulness part, None without one.
     """
 
     hidden: int
@@ -33,6 +47,7 @@ class Size:
     items: dict[str, int]
     vocabulary: int = 1280
     spread: float = 0.02
+    chat: ChatSize | None = None
 
     def config(self, vocabulary: int) -> dict[str, Any]:
         """The model's config.json."""
@@ -74,5 +89,19 @@ SIZES: dict[str, Size] = {
         schedule=Schedule(steps=600, batch=12, lr=3e-3),
         alignment=Alignment(steps=30, queries=12, lr=1.2e-4, weights=(1.7, 1.0)),
         items={"train": 320, "validation": 60, "test": 60},
+    ),
+    "full": Size(
+        hidden=64,
+        layers=3,
+        ffn=176,
+        mixture=Mixture(7200, declined=0.14, shares=(0.64, 0.34, 0.02), mixed=0.15, swap=0.35),
+        schedule=Schedule(steps=720, batch=12, lr=3e-3),
+        alignment=Alignment(steps=30, queries=12, lr=1.2e-4, weights=(1.7, 1.0)),
+        items={"train": 320, "validation": 60, "test": 60},
+        chat=ChatSize(
+            examples=1440,
+            alignment=Alignment(steps=20, queries=12, lr=1.2e-4, weights=(1.0,)),
+            pairs={"train": 240, "validation": 60, "test": 60},
+        ),
     ),
 }

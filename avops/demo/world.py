@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from avops.demo import grammar, manifest, topics
+from avops.demo import chat, grammar, manifest, topics
 from avops.demo.ipo import align
 from avops.demo.phrases import LEVELS
 from avops.demo.sizes import SIZES, VERSION, Size
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 DATA = {split: f"data/{split}.jsonl" for split in grammar.SPLITS}
 BASE = "base.safetensors"
 ALIGNED = {domain: f"aligned/{domain}.safetensors" for domain in topics.FIELDS}
+PAIRS = {
+    kind: {split: f"data/{kind}-{split}.jsonl" for split in grammar.SPLITS} for kind in chat.KINDS
+}
+SAFETY = "aligned/safety.safetensors"
 SIDECARS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -65,7 +69,11 @@ class _Silent:
 
 @dataclass(frozen=True)
 class World:
-    """What was built, and which stages this run made rather than reused."""
+    """What was built, and which stages this run made rather than reused.
+
+    data: items by split. pairs: of safety and helpfulness by split, for a world that has them;
+    ``aligned`` then has "safety" beside the domains.
+    """
 
     directory: Path
     seed: int
@@ -74,6 +82,7 @@ class World:
     base: Path
     aligned: dict[str, Path]
     made: tuple[str, ...]
+    pairs: dict[str, dict[str, Path]] = field(default_factory=dict)
 
 
 def build(
@@ -91,14 +100,20 @@ def build(
         raise UserError(f"demo seed {seed}, expected a whole number from 0 to 2⁶³ − 1")
     directory = Path(directory)
     made = _Builder(directory, seed, size, report or _Silent()).run()
+    has_chat = SIZES[size].chat is not None
+    aligned = {**ALIGNED, "safety": SAFETY} if has_chat else ALIGNED
     return World(
         directory=directory,
         seed=seed,
         size=size,
         data={split: directory / name for split, name in DATA.items()},
         base=directory / BASE,
-        aligned={domain: directory / name for domain, name in ALIGNED.items()},
+        aligned={name: directory / file for name, file in aligned.items()},
         made=tuple(made),
+        pairs={
+            kind: {split: directory / name for split, name in files.items()}
+            for kind, files in (PAIRS if has_chat else {}).items()
+        },
     )
 
 
@@ -115,7 +130,7 @@ class _Builder:
         self.manifest = manifest.Manifest.open(
             directory,
             {"seed": seed, "size": size, "recipe": VERSION},
-            [*DATA.values(), BASE, *SIDECARS, *ALIGNED.values()],
+            [*self._data_files(), BASE, *SIDECARS, *ALIGNED.values(), SAFETY],
         )
 
     def run(self) -> list[str]:
@@ -136,17 +151,24 @@ class _Builder:
             made.append("base")
             with _one_thread():
                 self._make_base()
-        for domain, field in topics.FIELDS.items():
-            self.report.stage(
-                f"align {domain} (IPO)",
-                f"prefer expert over generic over avoiding answers to {field.name} queries",
-            )
+        purposes = {
+            domain: f"prefer expert over generic over avoiding answers to {subject.name} queries"
+            for domain, subject in topics.FIELDS.items()
+        }
+        if self.size.chat is not None:
+            purposes["safety"] = "prefer safe over unsafe answers"
+        for name, purpose in purposes.items():
+            self.report.stage(f"align {name} (IPO)", purpose)
             needs = self.manifest.digests("base")
-            if self._fresh(f"align {domain}", needs):
-                made.append(f"align {domain}")
+            if self._fresh(f"align {name}", needs):
+                made.append(f"align {name}")
                 with _one_thread():
-                    self._make_aligned(domain, needs)
+                    self._make_aligned(name, needs)
         return made
+
+    def _data_files(self) -> list[str]:
+        pairs = [] if self.size.chat is None else [f for by in PAIRS.values() for f in by.values()]
+        return [*DATA.values(), *pairs]
 
     def _fresh(self, stage: str, needs: manifest.Digests) -> bool:
         """Whether ``stage`` has to be made; says so when it is reused."""
@@ -160,18 +182,32 @@ class _Builder:
         count = self.size.items[split]
         return grammar.make_items(self.seed, split, domain, count, self.personas[split])
 
+    def _pairs(self, kind: str, split: str) -> list[grammar.Record]:
+        assert self.size.chat is not None
+        count = self.size.chat.pairs[split]
+        return chat.make_pairs(self.seed, split, kind, count, self.personas[split])
+
+    def _publish(self, name: str, records: list[grammar.Record]) -> None:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        manifest.publish(self.directory / name, lines.encode())
+
     def _make_data(self) -> None:
         for split, name in DATA.items():
             items = [item for domain in topics.FIELDS for item in self._items(split, domain)]
-            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-            manifest.publish(self.directory / name, lines.encode())
-        self.manifest.record("data", {}, list(DATA.values()))
+            self._publish(name, items)
+        if self.size.chat is not None:
+            for kind, files in PAIRS.items():
+                for split, name in files.items():
+                    self._publish(name, self._pairs(kind, split))
+        self.manifest.record("data", {}, self._data_files())
         counts = ", ".join(f"{len(topics.FIELDS) * n} {s}" for s, n in self.size.items.items())
         self.report.done(f"{counts} items in {self.directory / 'data'}")
 
     def _make_base(self) -> None:
         size = self.size
         corpus = grammar.base_corpus(self.seed, size.mixture, self.personas["train"])
+        if size.chat is not None:
+            corpus += chat.base_chats(self.seed, size.chat.examples, self.personas["train"])
         tokenizer = train_tokenizer((text for pair in corpus for text in pair), size.vocabulary)
         config = size.config(tokenizer.get_vocab_size())
         model = self._model(config)
@@ -194,16 +230,25 @@ class _Builder:
         count = sum(weight.numel() for weight in model.parameters())
         self.report.done(f"{count:,} weights, {loss:.2f} nats per token at the end")
 
-    def _make_aligned(self, domain: str, needs: manifest.Digests) -> None:
+    def _make_aligned(self, name: str, needs: manifest.Digests) -> None:
         tokenizer, model = self._load_base()
-        ranked = [
-            [encode_chat(tokenizer, item["query"], item["responses"][level]) for level in LEVELS]
-            for item in self._items("train", domain)
-        ]
-        order = grammar.stream(self.seed, f"align {domain}")
-        margin = align(model, ranked, self.size.alignment, order, self.report.progress)
-        self._write(ALIGNED[domain], model)
-        self.manifest.record(f"align {domain}", needs, [ALIGNED[domain]])
+        settings, file = self.size.alignment, ALIGNED.get(name, SAFETY)
+        if name in ALIGNED:
+            ranked = [
+                [encode_chat(tokenizer, item["query"], item["responses"][lv]) for lv in LEVELS]
+                for item in self._items("train", name)
+            ]
+        else:
+            assert self.size.chat is not None
+            settings = self.size.chat.alignment
+            ranked = [
+                [encode_chat(tokenizer, pair["prompt"], pair[lv]) for lv in ("chosen", "rejected")]
+                for pair in self._pairs("safety", "train")
+            ]
+        order = grammar.stream(self.seed, f"align {name}")
+        margin = align(model, ranked, settings, order, self.report.progress)
+        self._write(file, model)
+        self.manifest.record(f"align {name}", needs, [file])
         self.report.done(f"mean margin {margin:.2f} nats per token at the end")
 
     def _model(self, config: Mapping[str, Any]) -> Any:
