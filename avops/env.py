@@ -5,6 +5,7 @@
 | AVOPS_BACKEND    | cuda, triton, native or reference, for what has such a one    | automatic |
 | AVOPS_THREADS    | worker threads of merge, extract and knobs                  | CPU count |
 | AVOPS_DEBUG      | 1: show tracebacks, like ``--debug``                        | 0         |
+| AVOPS_API_KEY    | key of the endpoint that answers (data synth, judge)        | none      |
 """
 
 from __future__ import annotations
@@ -47,9 +48,22 @@ def debug() -> bool:
     return os.environ.get("AVOPS_DEBUG", "0") not in ("", "0")
 
 
+def api_key() -> str | None:
+    """The key of an OpenAI-compatible endpoint; None for one that asks for none."""
+    return os.environ.get("AVOPS_API_KEY") or None
+
+
 def one_blas_thread() -> None:
     """Have numpy, not yet imported, start no threads of its own, unless the user chose a number.
 
     avops' work is in its own threads; those of OpenBLAS spin while they wait.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def no_ray_reports() -> None:
+    """Have Ray, not yet imported, report nothing about its use to anybody.
+
+    Ray offers no other switch that holds for a cluster that it starts itself.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
