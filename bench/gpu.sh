@@ -38,4 +38,5 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 step "combine" 150 "$PYTHON" -m bench.gpu --part combine --json "$OUT/combine.json"
 step "live" 150 "$PYTHON" -m bench.gpu --part live --json "$OUT/live.json"
+step "score" 190 "$PYTHON" -m bench.gpu --part score --json "$OUT/score.json"
 exit "$status"

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         output.result(_json(opened, groups, report))
         return 0
     for vector in opened:
+        if text := vector.metadata.get("avops.transforms"):
+            output.line(output.plain(f"{vector.checkpoint.path}: transformed: {text}"))
         if vector.adapter is not None:
             _show_adapter(vector, vector.adapter)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from avops.score.forward import BATCH_TOKENS, Scorer
+from avops.score.forward import Scorer
 from avops.score.metrics import ScoreSummary, summarise
 from avops.score.prompts import encode
 
@@ -36,7 +36,7 @@ def score(
     *,
     template: str | None = None,
     score_eos: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Score ``items`` with any causal LM of transformers, in eval mode.

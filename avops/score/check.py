@@ -17,7 +17,6 @@ scores by orders of magnitude more.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,11 +50,14 @@ PREFIX = 12
 BRANCH = 8
 """Tokens of a response of the sample, at most."""
 
-SAMPLES = 4
+SAMPLES = 2
 SIGNS = 1 << 18
 T = 7.0
 UNIT = 2.0**-24
 ELEMENTWISE = 8.0
+
+Norms = dict[int, torch.Tensor]
+"""The norms of a model's weights, by their id."""
 
 MOVES = frozenset(
     {"__getitem__", "cat", "clone", "contiguous", "embedding", "empty_like", "expand", "gather"}
@@ -150,31 +152,36 @@ def draw(plan: TokenPlan) -> _Sample:
 def rounding_spread(head: Head, ids: torch.Tensor, start: int, want: torch.Tensor) -> float:
     """σ, the largest over the sequences ``ids``; want: their scores undisturbed."""
     disturbed = _Disturbed(ids.device)
-    squares = torch.zeros_like(want)
+    squares, largest = torch.zeros_like(want), 0.0
     for _ in range(SAMPLES):
-        squares += (_scores(head, ids, start, disturbed) - want).square()
+        with disturbed:
+            hidden = _hidden(head, ids, start)
+        squares += (_means(head, hidden, ids[:, start:]) - want).square()
+        largest = max(largest, float(_norm(hidden, -1).max()))
     body = float((squares / SAMPLES).sqrt().max())
-    return math.hypot(body, _head_spread(head, ids, start))
+    return math.hypot(body, _head_spread(head, hidden.shape[-1], largest))
 
 
-def _head_spread(head: Head, ids: torch.Tensor, start: int) -> float:
-    """What the head adds: its sums, whose products are at most the norms', and the log-softmax."""
-    hidden = _hidden(head, ids, start)
+def _head_spread(head: Head, width: int, hidden: float) -> float:
+    """What the head adds: its sums, whose products are at most the norms', and the log-softmax.
+
+    hidden: the largest norm of a row of its inputs.
+    """
     weights = [_norm(rows, -1).max() for rows in torch.split(head.module.weight, HEAD_ROWS)]
-    largest = float(_norm(hidden, -1).max()) * float(torch.stack(weights).max())
+    largest = hidden * float(torch.stack(weights).max())
     if head.change is not None:
         largest *= max(1.0, abs(head.change.multiply / head.change.divide))
-    return UNIT * math.sqrt(hidden.shape[-1] + 2 + 9 * ELEMENTWISE) * largest
+    return UNIT * math.sqrt(width + 2 + 9 * ELEMENTWISE) * largest
 
 
-def _scores(
-    head: Head, ids: torch.Tensor, start: int, disturbed: TorchFunctionMode | None = None
-) -> torch.Tensor:
+def _scores(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
     """The mean log-prob of each of some sequences of one length, whole, f64."""
-    with disturbed or nullcontext():
-        hidden = _hidden(head, ids, start)
-    log_probs = head.log_probs(hidden, ids[:, start:].flatten())
-    return log_probs.view(ids.shape[0], -1).double().mean(1).cpu()
+    return _means(head, _hidden(head, ids, start), ids[:, start:])
+
+
+def _means(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    log_probs = head.log_probs(hidden, targets.flatten())
+    return log_probs.view(targets.shape).double().mean(1).cpu()
 
 
 def _hidden(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
@@ -191,6 +198,7 @@ class _Disturbed(TorchFunctionMode):
         self._generator = torch.Generator().manual_seed(0)
         self._signs = torch.empty(SIGNS).bernoulli_(0.5, generator=self._generator)
         self._signs = self._signs.mul_(2).sub_(1).to(device)
+        self._norms: Norms = {}
 
     def _sign(self, y: torch.Tensor) -> torch.Tensor:
         """Signs of the shape of ``y``: from a random place of many, again and again if need be."""
@@ -207,7 +215,7 @@ class _Disturbed(TorchFunctionMode):
             x, key, value = args[:3]
             sizes = func(x, key, value.abs(), *args[3:], **(kwargs or {}))
             tensors = [x, key, value, sizes]
-        moved = _spread(func, y, tensors) * self._sign(y)
+        moved = _spread(func, y, tensors, self._norms) * self._sign(y)
         return y + moved.nan_to_num_(0.0, 0.0, 0.0).to(y.dtype)
 
 
@@ -222,9 +230,9 @@ def _rounds(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
     return not bool((y == y.round()).all())  # counts and positions are exact
 
 
-def _spread(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
+def _spread(func: Any, y: torch.Tensor, tensors: list[torch.Tensor], norms: Norms) -> torch.Tensor:
     """The standard deviation of an element's rounding error, f32."""
-    n, a = _sums(func, y, tensors)
+    n, a = _sums(func, y, tensors, norms)
     spread = math.sqrt(n) * UNIT * a
     own = torch.finfo(y.dtype).eps / 2
     if own > UNIT:  # one rounding to half precision at the end, and of attention's weights
@@ -233,17 +241,19 @@ def _spread(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Te
     return spread
 
 
-def _sums(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[float, torch.Tensor]:
+def _sums(
+    func: Any, y: torch.Tensor, tensors: list[torch.Tensor], norms: Norms
+) -> tuple[float, torch.Tensor]:
     """Of one result, n and a; with weights, the product of the norms stands for the sum."""
     x = tensors[0].float()
     size = y.float().abs()
     name = getattr(func, "__name__", "")
     if func is functional.linear:
-        return x.shape[-1] + 2, _norm(x, -1) * _norm(tensors[1], -1).squeeze(-1)
+        return x.shape[-1] + 2, _norm(x, -1) * _norm_once(tensors[1], -1, norms).squeeze(-1)
     if name in ("matmul", "__matmul__", "bmm") and tensors[1].ndim > 1:
         return x.shape[-1] + 2, x.abs() @ tensors[1].float().abs()
     if name in ("addmm", "baddbmm"):
-        a = _norm(tensors[1], -1) * _norm(tensors[2], -2)
+        a = _norm(tensors[1], -1) * _norm_once(tensors[2], -2, norms)
         return tensors[1].shape[-1] + 2, x.abs() + a
     if func is functional.scaled_dot_product_attention:
         key, sizes = tensors[1].float(), tensors[3].float()
@@ -265,6 +275,15 @@ def _sums(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[floa
     if len(tensors) == 1 and x.shape == y.shape:  # an activation may cancel, as 1 + tanh does
         return n, size + x.abs()
     return n, size
+
+
+def _norm_once(weight: torch.Tensor, dim: int, norms: Norms) -> torch.Tensor:
+    """The norm of a parameter, which stays the same while the model is disturbed."""
+    if not isinstance(weight, torch.nn.Parameter):
+        return _norm(weight, dim)
+    if id(weight) not in norms:
+        norms[id(weight)] = _norm(weight, dim)
+    return norms[id(weight)]
 
 
 def _norm(x: torch.Tensor, dim: int) -> torch.Tensor:

@@ -52,8 +52,11 @@ if TYPE_CHECKING:
     from avops.score.blocks import Block
     from avops.score.plan import TokenPlan
 
-BATCH_TOKENS = 4096
-"""Tokens per forward pass, unless one item is longer."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+"""Tokens per forward pass by device, unless one item is longer: as few as keep it busy.
+
+On the CPU more has no gain: larger activations leave the caches, and go back to the system at once.
+"""
 
 PATHS = ("auto", "packed", "exact")
 
@@ -70,7 +73,7 @@ class Scorer:
     model, plan
         What to score with, and what.
     batch_tokens
-        Tokens per forward pass, unless one item is longer.
+        Tokens per forward pass, unless one item is longer; None for what suits the device.
     path
         ``packed`` or ``exact`` forces one; ``packed`` then fails where a model cannot be.
 
@@ -81,9 +84,12 @@ class Scorer:
         model: Any,
         plan: TokenPlan,
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         path: str = "auto",
     ) -> None:
+        if batch_tokens is None:
+            device = model.get_input_embeddings().weight.device.type
+            batch_tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"])
         if batch_tokens < 1:
             raise UserError(f"batch_tokens is {batch_tokens}, expected 1 or more")
         if path not in PATHS:

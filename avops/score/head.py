@@ -1,13 +1,17 @@
 """The head: only scored rows reach it, and its log-probs are f32 whatever the model's dtype.
 
 Within ``capturing`` the model's head projects nothing: it keeps the scored rows of its input and
-returns no logits at all, and ``log_probs`` makes their log-probs a few rows at a time. What a
-model does to logits after its head (a soft-cap, a scale) is found by sending known logits through
-it, and accepted only if it gives the same bits; a model that does something else cannot be scored
-this way.
+returns no logits at all, and ``log_probs`` makes their log-probs with the operation
+``head_logprob``, which never holds a row of logits. What a model does to logits after its head (a
+soft-cap, a scale) is found by sending known logits through it, and accepted only if it gives the
+same bits; a model that does something else cannot be scored this way.
 
 A head in bf16 or f16 is multiplied in f32: its inputs are exact in f32, and logits rounded to
 bf16 would put log-probs on a grid coarse enough to change winners.
+
+Where nothing but the reference could serve (avops built without a C++ compiler, a device without
+Triton, a head that is no plain matrix), torch multiplies a few rows at a time into one reused
+buffer. AVOPS_BACKEND=reference asks for the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from avops import env
 from avops.errors import MissingExtraError, UserError
+from avops.kernels import LogitRule, LogProb, registry
 
 try:
     import torch
@@ -26,10 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SOFTMAX_LOGITS = 1 << 22
-"""Logits that exist at a time (16 MiB), unless one row has more."""
+"""Logits that exist at a time (16 MiB) where torch multiplies, unless one row has more."""
 
 HEAD_ROWS = 1 << 11
-"""Rows of a half-precision head that are widened to f32 at a time."""
+"""Rows of a half-precision head that torch widens to f32 at a time."""
+
+HEAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 PROBE = 60.0
 """The largest of the logits that are sent through a model to see what it does to them."""
@@ -52,6 +60,15 @@ class Change(NamedTuple):
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
+    def rule(self) -> LogitRule:
+        """The same for the operations over logits; torch rounds a factor to f32, too."""
+        softcap = None if self.softcap is None else _rounded(self.softcap)
+        return LogitRule(_rounded(self.multiply), _rounded(self.divide), softcap)
+
+
+def _rounded(number: float) -> float:
+    return float(torch.tensor(number, dtype=torch.float32))
+
 
 class Head:
     """A model's head, and what the model does to logits after it.
@@ -63,6 +80,8 @@ class Head:
         self.model = model
         self.module = check_head(model)
         self.change: Change | None = None
+        self._kernel: LogProb | None = None
+        self._made_of: tuple[Any, ...] = ()
         self._buffer: torch.Tensor | None = None
 
     @property
@@ -114,17 +133,30 @@ class Head:
         """The log-prob of the target of each row of ``hidden``, f32."""
         if self.change is None:
             raise RuntimeError("learn comes first")
+        kernel = self._fused()
+        if kernel is not None:
+            return kernel(hidden, targets)
         step = max(1, SOFTMAX_LOGITS // self.vocabulary)
-        parts = [
-            self._log_probs(rows, picked)
-            for rows, picked in zip(
-                torch.split(hidden, step), torch.split(targets, step), strict=True
-            )
-        ]
-        return torch.cat(parts)
+        parts = zip(torch.split(hidden, step), torch.split(targets, step), strict=True)
+        return torch.cat([self._log_probs(rows, picked) for rows, picked in parts])
+
+    def _fused(self) -> LogProb | None:
+        """head_logprob of the head as it is now; None where torch is to multiply."""
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        now = (weight, bias, self.change, torch.get_num_threads())
+        if not _same(now, self._made_of):
+            self._kernel, self._made_of = None, now
+            plain = type(self.module) is torch.nn.Linear and weight.is_contiguous()
+            if self.change is None or not plain or weight.dtype not in HEAD_DTYPES:
+                return None
+            chosen = registry.resolve("head_logprob", device=weight.device.type)
+            if chosen.backend != "reference" or env.backend() is not None:
+                rule = self.change.rule()
+                self._kernel = LogProb(weight, bias, rule=rule, threads=now[-1], backend=chosen)
+        return self._kernel
 
     def _log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The same for a few rows: the one place that makes logits."""
+        """The same for a few rows, from torch's product."""
         logits = self._logits(hidden)
         if self.change is not None:
             self.change.apply(logits)
@@ -158,6 +190,14 @@ class Head:
         if self._buffer is None or self._buffer.numel() < size or self._buffer.device != device:
             self._buffer = torch.empty(size, device=device)
         return self._buffer[:size].view(rows, self.vocabulary)
+
+
+def _same(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
+    """Whether the same tensors, and equal numbers, are meant."""
+    return len(now) == len(then) and all(
+        x is y or (not isinstance(x, torch.Tensor) and x == y)
+        for x, y in zip(now, then, strict=True)
+    )
 
 
 def check_head(model: Any) -> Any:

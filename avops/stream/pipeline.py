@@ -99,7 +99,7 @@ class _Job:
             [[b""] * -(-output.size // BLOCK) for output in plan.outputs] for _ in sinks
         ]
         self.sources: list[Source] = []
-        _allow_open_files(2 * (len(plan.inputs) + len(sinks) * len(plan.outputs)))
+        allow_open_files(2 * (len(plan.inputs) + len(sinks) * len(plan.outputs)))
         try:
             for item in plan.inputs:
                 self.sources.append(Source(item.path, item.identity))
@@ -215,7 +215,7 @@ def _input_bytes(segment: Segment) -> float:
     return (bytes_per_count(segment) + 4 * low_rank) / segment.dtype.size
 
 
-def _allow_open_files(count: int) -> None:
+def allow_open_files(count: int) -> None:
     """Raise the soft limit of open files as far as the system allows, if it is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 64

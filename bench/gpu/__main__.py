@@ -1,9 +1,10 @@
 """Benchmarks on a device.
 
-    python -m bench.gpu [--device cuda] [--part combine|live] [--json FILE] [--layers 8]
+    python -m bench.gpu [--device cuda] [--part combine|live|score] [--json FILE] [--layers 8]
 
 combine   combine_many against a copy and torch: a 7B's tensors, and many small ones
-live      Knobs: loading from disk, set() by residency; scoring
+live      Knobs: loading from disk, set() by residency
+score     a 7B, 300 queries × 3 responses, beside transformers' loops and lm-evaluation-harness
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.gpu import combine, live
+from bench.gpu import combine, live, scoring
 from bench.report import machine, table
 
 
@@ -25,10 +27,10 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--part", choices=("combine", "live"), action="append")
+    parser.add_argument("--part", choices=("combine", "live", "score"), action="append")
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=8, help="of the model that is on disk")
-    parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--items", type=int, help="queries that are scored, 300 unless told")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the benchmark")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -73,9 +75,6 @@ def show_live(found: dict[str, Any]) -> None:
     table(title, ("residency", "made", "set() ms", "GB/s", "bytes allocated by 8 sets"), rows)
     for key, rate in found["host_copy"].items():
         print(f"  host to device, {key.split('_')[0]}: {rate / 1e9:.1f} GB/s")
-    score = found["scoring"]
-    print(f"  scoring {score['items']} × (60 + 3 × 240) tokens: {score['median_s']:.2f} s, "
-          f"{score['tokens_per_s']:,.0f} tokens/s")  # fmt: skip
 
 
 def main() -> None:
@@ -84,7 +83,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     data: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device) if on_gpu else "none"}
     data |= machine()
-    parts = args.part or ("combine", "live")
+    parts = args.part or ("combine", "live", "score")
     if "combine" in parts:
         cases = {"7B": combine.seven_b(), "small tensors": combine.small()}
         if args.tiny:
@@ -97,8 +96,16 @@ def main() -> None:
     if "live" in parts:
         hidden, layers = (512, 1) if args.tiny else (args.hidden, args.layers)
         with tempfile.TemporaryDirectory(prefix="avops-gpu-") as directory:
-            data["live"] = live.measure(Path(directory), device, hidden, layers, args.items)
+            data["live"] = live.measure(Path(directory), device, hidden, layers)
         show_live(data["live"])
+        if on_gpu:
+            torch.cuda.empty_cache()
+    if "score" in parts:
+        shape = scoring.TINY if args.tiny else scoring.Shape()
+        if args.items:
+            shape = replace(shape, items=args.items)
+        data["score"] = scoring.measure(shape, device)
+        scoring.show(data["score"])
     if args.json:
         args.json.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Knobs on a device: loading from disk, set() by residency, and scoring."""
+"""Knobs on a device: loading from disk, and set() by residency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avops.disk import open_checkpoint
 from avops.dtypes import BF16
 from avops.kernels import Operand, Term, combine
 from avops.knobs import Knobs, Mapped
-from avops.score import Item, Items, Scorer, encode_ids, new_model
+from avops.score import new_model
 from bench import cache, models
 from bench.gpu.timing import allocated, clocked, wait
 
@@ -36,9 +36,7 @@ def config(hidden: int, layers: int) -> dict[str, Any]:
     }
 
 
-def measure(
-    directory: Path, device: torch.device, hidden: int, layers: int, items: int
-) -> dict[str, Any]:
+def measure(directory: Path, device: torch.device, hidden: int, layers: int) -> dict[str, Any]:
     shape = models.Model(hidden, layers)
     base, aligned = models.make(directory, shape, len(LAMS))
     paths = dict(zip(("base", *LAMS), (base, *aligned), strict=True))
@@ -50,7 +48,6 @@ def measure(
     for residency in ("device", "pinned", "disk") if device.type == "cuda" else ("disk",):
         cache.warm(cache.data_files(list(paths.values())))
         found["residencies"][residency] = _residency(model, paths, device, residency, shape.nbytes)
-    found["scoring"] = _score(model, device, items)
     return found
 
 
@@ -120,32 +117,3 @@ def _check(model: Any, paths: dict[str, Path]) -> None:
         ours = tensor.reshape(-1)[cut].cpu().view(torch.int16).numpy().view(np.uint16)
         if not np.array_equal(ours, out.array):
             raise SystemExit(f"{name}: the device's weights are not the reference's: no figures")
-
-
-def _score(model: Any, device: torch.device, count: int) -> dict[str, Any]:
-    """Scoring 3 responses of 240 tokens for each query of 60."""
-    levels = ("exp", "gen", "avd")
-    entries = tuple(
-        Item("x", "q", dict.fromkeys(levels, "r"), line) for line in range(1, count + 1)
-    )
-    rng = np.random.default_rng(0)
-    ids = [[rng.integers(5, 31000, 300).tolist() for _ in levels] for _ in entries]
-    for row in ids:
-        for response in row[1:]:
-            response[:60] = row[0][:60]
-    plan = encode_ids(Items("random", levels, entries), ids, [[60] * 3] * count, score_eos=False)
-    scorer = Scorer(model, plan)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    result = clocked(scorer.run, device, runs=2)
-    # Each query once and its responses: what a scorer must feed at least.
-    tokens = count * (60 + 3 * 240)
-    found: dict[str, Any] = {
-        "items": count,
-        "tokens": tokens,
-        **result.figures(),
-        "tokens_per_s": tokens / result.median,
-    }
-    if device.type == "cuda":
-        found["peak_device_bytes"] = int(torch.cuda.max_memory_allocated(device))
-    return found
