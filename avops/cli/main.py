@@ -14,11 +14,33 @@ import traceback
 from collections.abc import Sequence
 
 from avops import env
-from avops.cli import demo, diff, doctor, extract, generate, inspect, merge, score, sweep, verify
+from avops.cli import (
+    align,
+    apply,
+    data,
+    demo,
+    diff,
+    doctor,
+    extract,
+    generate,
+    inspect,
+    judge,
+    merge,
+    paper,
+    report,
+    score,
+    search,
+    status,
+    sweep,
+    verify,
+)
 from avops.errors import AvopsError
 from avops.version import __version__
 
-_VERBS = (demo, extract, merge, inspect, diff, verify, score, sweep, generate, doctor)
+_VERBS = (
+    demo, data, align, extract, merge, inspect, diff, verify, score, sweep, search,
+    status, report, apply, generate, judge, paper, doctor,
+)  # fmt: skip
 
 _DESCRIPTION = """\
 Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
@@ -28,6 +50,7 @@ Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
   avops merge BASE --av med:-1 fin:-1 leg:.6                write θ(λ)
   avops score --levels exp,gen,avd                          preference accuracy
   avops sweep --av med:-1.5:1:.1                            one λ, every domain
+  avops search --av med fin leg                             λ for every combination of levels
   avops generate --av med:-1 'What helps?'                  what the dial says
 """
 

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of what to score, how, and where results go."""
+    add_measuring(parser)
+    where = parser.add_argument_group("results")
+    where.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
+    where.add_argument("--force", action="store_true", help="replace earlier output files")
+    where.add_argument("--json", action="store_true", help="one JSON result on stdout")
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Options of what to score, and how."""
     what = parser.add_argument_group("what to score")
     what.add_argument(
         "--data", metavar="FILE", help="JSON lines: items, or pairs of prompt, chosen, rejected"
@@ -42,10 +51,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of the model's arithmetic; logits are f32 in both (default: f32)",
     )
     how.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward pass")
-    where = parser.add_argument_group("results")
-    where.add_argument("--table", type=Path, metavar="FILE", help="full table, .npz or .csv")
-    where.add_argument("--force", action="store_true", help="replace earlier output files")
-    where.add_argument("--json", action="store_true", help="one JSON result on stdout")
 
 
 def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ...]) -> Setup:

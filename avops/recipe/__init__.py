@@ -6,7 +6,7 @@ from avops.recipe.candidates import (
     is_template,
     parse_candidates,
 )
-from avops.recipe.coefficient import parse_lam, round_f32
+from avops.recipe.coefficient import exact_text, parse_exact, parse_lam, round_f32, round_lam
 from avops.recipe.project import Project, parse_project
 from avops.recipe.recipe_file import FileRecord, RecipeFile, parse_recipe_file
 from avops.recipe.selection import Rule, parse_skip, parse_where
@@ -18,6 +18,8 @@ from avops.recipe.terms import (
     apply_rules,
     parse_sweep,
     parse_terms,
+    range_of,
+    split_spec,
     unmatched,
 )
 
@@ -31,10 +33,12 @@ __all__ = [
     "Sources",
     "Term",
     "apply_rules",
+    "exact_text",
     "expand_candidates",
     "expand_template",
     "is_template",
     "parse_candidates",
+    "parse_exact",
     "parse_lam",
     "parse_project",
     "parse_recipe_file",
@@ -42,6 +46,9 @@ __all__ = [
     "parse_sweep",
     "parse_terms",
     "parse_where",
+    "range_of",
     "round_f32",
+    "round_lam",
+    "split_spec",
     "unmatched",
 ]

@@ -36,7 +36,8 @@ class Setup:
     None for the base's. template: None for the tokenizer's chat template. prompting: score with
     each level's instruction too; instructions: a file of them, None for those of avops. device:
     ``auto`` takes the first CUDA device if there is one. dtype: f32 or bf16, of the model's
-    arithmetic; logits are float32 in both. batch_tokens: None for the scorer's own.
+    arithmetic; logits are float32 in both. batch_tokens: None for the scorer's own. rounding:
+    nearest, or dither with ``rounding_seed``.
     """
 
     base: str
@@ -52,6 +53,8 @@ class Setup:
     batch_tokens: int | None = None
     prompting: bool = False
     instructions: str | None = None
+    rounding: str = "nearest"
+    rounding_seed: int = 0
 
 
 class Evaluator:
@@ -90,7 +93,7 @@ class Evaluator:
     @cached_property
     def live(self) -> LiveModel:
         """The model, loaded when it is first asked for."""
-        return LiveModel(self.opened, self._setup.device, dtype=self._setup.dtype)
+        return live_model(self.opened, self._setup)
 
     def load(self) -> None:
         """Load base and vectors now rather than with the first evaluation."""
@@ -109,7 +112,7 @@ class Evaluator:
             "base_fingerprint": fingerprint(self.opened.base),
             "vectors": {name: fingerprint(av) for name, av in self.opened.vectors.items()},
             "dtype": self._setup.dtype,
-        }
+        } | ({} if self._setup.rounding == "nearest" else {"rounding": rounding_text(self._setup)})
 
     def evaluate(
         self,
@@ -137,3 +140,19 @@ class Evaluator:
                 Scorer(model, plan) if size is None else Scorer(model, plan, batch_tokens=size)
             )
         return self._scorers[told]
+
+
+def live_model(opened: Opened, setup: Setup) -> LiveModel:
+    """The model of ``setup``, loaded."""
+    return LiveModel(
+        opened,
+        setup.device,
+        dtype=setup.dtype,
+        rounding=setup.rounding,
+        seed=setup.rounding_seed,
+    )
+
+
+def rounding_text(setup: Setup) -> str:
+    """How weights are rounded, in words."""
+    return setup.rounding if setup.rounding == "nearest" else f"dither, seed {setup.rounding_seed}"

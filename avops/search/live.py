@@ -48,17 +48,29 @@ class LiveModel:
 
     Weights are rounded to the base's dtype, as `avops merge` would write them, and computed on in
     float32; with ``dtype`` bf16 they are rounded to that, and computed on in it. device: ``auto``
-    takes the first CUDA device if there is one.
+    takes the first CUDA device if there is one. rounding, seed: as for Knobs.
     """
 
-    def __init__(self, opened: Opened, device: str = "auto", *, dtype: str = "f32") -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        device: str = "auto",
+        *,
+        dtype: str = "f32",
+        rounding: str = "nearest",
+        seed: int = 0,
+    ) -> None:
         from avops.knobs import Knobs
 
         self.device, self.dtype = _device(device), dtype
         self.model = _load(opened, self.device)
         if dtype == "bf16":
             _narrow(self.model)
-        self.knobs = Knobs(self.model, opened.vectors, base=opened.base) if opened.vectors else None
+        self.knobs = (
+            Knobs(self.model, opened.vectors, base=opened.base, rounding=rounding, seed=seed)
+            if opened.vectors
+            else None
+        )
         self._weights = sum(parameter.numel() for parameter in self.model.parameters())
 
     def set(self, terms: Sequence[Term] = ()) -> None:

@@ -1,0 +1,250 @@
+"""avops apply: the recipe that a search found for a combination, printed or merged."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avops.cli import hub, merge, output, project
+from avops.cli.options import add_dtype
+from avops.errors import MismatchError, RecipeError, UserError
+
+if TYPE_CHECKING:
+    from avops.recipe import Term
+    from avops.search.space import Point
+    from avops.search.store import Store
+    from avops.search.study import Study
+    from avops.search.verdicts import Finding, Share
+
+_NOT_ASKED: dict[str, Any] = {
+    "where": [],
+    "skip": [],
+    "vocab": None,
+    "to_mergekit": None,
+    "allow_missing": False,
+    "allow_extra": False,
+    "allow_nonfinite": False,
+}
+"""Options of `avops merge` that would write other weights than were measured."""
+
+
+def add(verbs: Any) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "apply",
+        help="the recipe that a search found for a combination, printed or merged",
+        description="Print the winning λ of a combination with its verdict and shares, or (-o) "
+        "merge it. Only a combination that a measured point hits has a recipe.",
+    )
+    parser.add_argument("run_directory", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument(
+        "--want",
+        required=True,
+        metavar="DOMAIN=LEVEL,…",
+        help="the combination, such as med=avd,fin=avd,leg=exp",
+    )
+    parser.add_argument("-o", "--out", metavar="OUT", help="merge: file.safetensors or a directory")
+    parser.add_argument(
+        "--base", metavar="BASE", help="where the base is now (default: the study's)"
+    )
+    add_dtype(parser, "dtype of floating tensors in the output (default: the base's)")
+    parser.add_argument(
+        "--rounding", choices=("nearest", "dither"), help="default: what the study measured with"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of --rounding dither")
+    parser.add_argument("--force", action="store_true", help="replace an earlier output")
+    parser.add_argument("--resume", action="store_true", help="take up what a killed run left")
+    parser.add_argument("--dry-run", action="store_true", help="check and show the plan only")
+    parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the verb."""
+    from avops.search.store import Store
+
+    with Store.read(args.run_directory) as store:
+        finding = _finding(store, args.want)
+        terms = _winner(store.study, finding, args.run_directory)
+        if finding.verdict != "confirmed":
+            output.note(_unconfirmed(finding, store.study))
+        if args.out is None:
+            if args.dry_run or args.resume or args.dtype or args.rounding:
+                raise UserError("options of a merge without -o OUT; say where to write")
+            _show(store, finding, terms, as_json=args.json)
+            return 0
+        request = _merge_of(store, args, terms)
+    if not args.json:
+        output.status(f"{finding.verdict}: {finding.want} at {' '.join(map(str, terms))}")
+    return merge.run(request)
+
+
+def _finding(store: Store, text: str) -> Finding:
+    """What the run says of any combination, wanted then or not."""
+    from dataclasses import replace
+
+    from avops.search.board import parse_want
+    from avops.search.report.facts import ENDED
+    from avops.search.study import HOLDOUT
+    from avops.search.verdicts import HoldOut, findings
+
+    study = store.study
+    want = parse_want(text, study.board.main)
+    held = None
+    if study.holdout is not None:
+        rows = {result.point: result.scores for result in store.results(HOLDOUT)}
+        held = HoldOut(study.holdout, rows)
+    ended = store.notes(ENDED)
+    exhausted = bool(ended and ended[-1].value.get("exhausted")) and want in study.wants
+    problem = replace(study.problem, wants=(want,))
+    return findings(problem, store.told(), holdout=held, exhausted=exhausted)[0]
+
+
+def _winner(study: Study, finding: Finding, directory: Path) -> tuple[Term, ...]:
+    """The terms of the winner. Raises RecipeError where no measured point hits."""
+    from avops.search.verdicts import VERDICTS
+
+    if finding.point is not None:
+        return study.space.terms(finding.point)
+    nearest = "nothing was measured yet"
+    if finding.closest is not None and finding.margin is not None:
+        words = _words(study, finding.closest)
+        nearest = f"the nearest is --av {words}, which {_missed(finding.margin)}"
+    raise RecipeError(
+        f"--want {finding.want}: {finding.verdict} in {directory} "
+        f"({VERDICTS[finding.verdict]}), expected a combination that was reached; {nearest}; "
+        "search on, or merge that point yourself"
+    )
+
+
+def _words(study: Study, point: Point) -> str:
+    return shlex.join(map(str, study.space.terms(point)))
+
+
+def _missed(margin: float) -> str:
+    return f"misses by {-margin:.3g}" if margin < 0 else "only ties"
+
+
+def _unconfirmed(finding: Finding, study: Study) -> str:
+    """Why a winner that was reached is not confirmed."""
+    if study.holdout is None:
+        why = "the study has no held-out items"
+    elif finding.held is None:
+        why = "its point was not measured on the held-out items"
+    else:
+        why = f"on the held-out items it {_missed(finding.held_margin or 0.0)}"
+    return f"{finding.want} was reached, but not confirmed: {why}"
+
+
+def _show(store: Store, finding: Finding, terms: tuple[Term, ...], *, as_json: bool) -> None:
+    from avops.search.report.facts import Saved
+    from avops.search.report.tables import interval_text, margin_text, percent, share_text
+
+    saved = _saved(store, finding)
+    if as_json:
+        own = Saved(saved["effective"], saved["unchanged"]) if saved else None
+        output.result(
+            {
+                "run": str(store.directory),
+                **finding.to_dict(),
+                "av": [str(term) for term in terms],
+                "base": store.identity.shown.get("base"),
+                "effective_lam": None if own is None else dict(own.effective),
+                "unchanged_share": None if own is None else own.unchanged,
+            }
+        )
+        return
+    output.line(f"--av {shlex.join(map(str, terms))}")
+    held = finding.held_margin
+    where = "" if held is None else f", on held-out items {margin_text(held)}"
+    output.line(f"{finding.verdict}: margin {margin_text(finding.margin)}{where}")
+    rows = [
+        (
+            share.domain,
+            share.level,
+            f"{share_text(share.share)} {interval_text(share)}",
+            _held(share, finding),
+        )
+        for share in finding.shares
+        if finding.want.level(share.domain) in (share.level, None)
+    ]
+    columns = ("domain", "level", "search items", "held-out items")
+    shown = len(columns) - (not finding.held_out)
+    output.table("", columns[:shown], [row[:shown] for row in rows], left=2)
+    if saved and saved["unchanged"] is not None:
+        arrived = " ".join(
+            f"{name}:{lam:.3g}" for name, lam in saved["effective"].items() if lam is not None
+        )
+        output.line(f"effective λ {arrived}; {percent(saved['unchanged'])} of elements unchanged")
+
+
+def _held(share: Share, finding: Finding) -> str:
+    from avops.search.report.tables import interval_text, share_text
+
+    for held in finding.held_out:
+        if (held.domain, held.level) == (share.domain, share.level):
+            return f"{share_text(held.share)} {interval_text(held)}"
+    return ""
+
+
+def _saved(store: Store, finding: Finding) -> dict[str, Any] | None:
+    """The note on what rounding left of the winner's λ."""
+    from avops.search.confirm import WINNER
+
+    notes = [n.value for n in store.notes(WINNER) if tuple(n.value["point"]) == finding.point]
+    return notes[-1] if notes else None
+
+
+def _merge_of(
+    store: Store, args: argparse.Namespace, terms: tuple[Term, ...]
+) -> argparse.Namespace:
+    """What `avops merge` would be called with, once the checkpoints are the study's."""
+    base = args.base or store.identity.shown.get("base")
+    if base is None:
+        raise UserError(f"{args.run_directory}: does not say where its base is; give --base")
+    _check(store, base, terms, quiet=args.json)
+    rounding, seed = args.rounding, args.seed
+    if rounding is None and seed is None:
+        measured = store.identity.parts.get("rounding", "nearest")
+        rounding = measured.partition(",")[0]
+        seed = int(measured.rpartition(" ")[2]) if rounding == "dither" else None
+    return argparse.Namespace(
+        verb="merge",
+        debug=args.debug,
+        base=base,
+        av=[[str(term) for term in terms]],
+        out=args.out,
+        dtype=args.dtype,
+        rounding=rounding,
+        seed=seed,
+        force=args.force,
+        resume=args.resume,
+        dry_run=args.dry_run,
+        json=args.json,
+        **_NOT_ASKED,
+    )
+
+
+def _check(store: Store, base: str, terms: tuple[Term, ...], *, quiet: bool) -> None:
+    """Refuse checkpoints that are not those that were measured. Raises MismatchError."""
+    from avops.disk import fingerprint, open_base, open_vector
+
+    parts = store.identity.parts
+    sources = project.sources(project.load_project())
+    here = {"base": fingerprint(open_base(hub.local(base, quiet=quiet)))}
+    where = {"base": base}
+    for term in terms:
+        source = sources.find(term.name)
+        path = hub.local(source.path, quiet=quiet)
+        name = f"av {term.name}"
+        here[name] = fingerprint(open_vector(source.name, path, source.kind))
+        where[name] = source.path
+    for name, found in here.items():
+        if parts.get(name) != found:
+            raise MismatchError(
+                f"{name} at {where[name]}: fingerprint {found[:12]}…, expected "
+                f"{(parts.get(name) or 'none')[:12]}… of the checkpoint that was measured in "
+                f"{store.directory}; point {project.FILE} (or --base) at that one, or search again"
+            )
