@@ -83,7 +83,7 @@ class Active:
         chances = self._fitted(told).chances
         found = chances.main.moments(chances.scaled(unit(space, np.asarray(lams) / steps)))
         sizes = chances.main.sizes[:, None]
-        return found.mean / sizes, np.sqrt(chances.inflation * found.own) / sizes
+        return found.mean / sizes, np.sqrt(chances.inflation * np.maximum(found.own, 0)) / sizes
 
     def _fitted(self, told: Told) -> Model:
         """Kept for the next call: a strategy is often asked twice about the same results."""
