@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import posixpath
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -155,6 +156,30 @@ class Space:
     @cached_property
     def _rows(self) -> dict[Point, int]:
         return {point: row for row, point in enumerate(self.points)}
+
+
+def short_names(space: Space) -> dict[str, str]:
+    """Each vector's name to what a picture calls it: of a path its stem, where no other has it."""
+    names = [*space.names, *(term.name for term in space.fixed)]
+    stems = [posixpath.basename(name.rstrip("/")).removesuffix(".safetensors") for name in names]
+    return {
+        name: stem if stem and stems.count(stem) == 1 and stem not in names else name
+        for name, stem in zip(names, stems, strict=True)
+    }
+
+
+def renamed(space: Space, names: Mapping[str, str]) -> Space:
+    """``space`` with its vectors called by ``names``, for showing."""
+
+    def source(old: Source) -> Source:
+        return replace(old, name=names[old.name])
+
+    return replace(
+        space,
+        axes=tuple(replace(axis, source=source(axis.source)) for axis in space.axes),
+        fixed=tuple(replace(term, source=source(term.source)) for term in space.fixed),
+        order=tuple(names[name] for name in space.order),
+    )
 
 
 def parse_space(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avops.errors import RecipeError
 from avops.recipe import Source, Sources, Term, exact_text, parse_lam
-from avops.search.space import MAX_POINTS, Axis, Space, parse_space
+from avops.search.space import MAX_POINTS, Axis, Space, parse_space, renamed, short_names
 
 NAMES = ("med", "fin", "leg", "a:b")
 SOURCES = Sources({name: Source(name, f"{name}.safetensors") for name in NAMES})
@@ -190,3 +190,20 @@ def test_texts_come_back(place: int, step: str) -> None:
     axis = Axis(MED, -30, 30, Fraction(step))
     assert axis.term(place).exact == Fraction(step) * place
     assert axis.text(place) == exact_text(Fraction(step) * place)
+
+
+def test_pictures_call_a_path_by_its_stem() -> None:
+    files = Sources(exists=lambda _: True)
+    space = parse_space(["a/med.safetensors:-1:1:1", "a/fin/:-1:1:1", "b/leg:.5"], files)
+    names = short_names(space)
+    assert list(names.values()) == ["med", "fin", "leg"]
+    shown = renamed(space, names)
+    assert shown.name(shown.points[0]) == "med:-1 fin:-1 leg:.5"
+    assert shown.points == space.points
+    assert space.names == ("a/med.safetensors", "a/fin/")
+
+
+def test_a_stem_that_two_have_is_no_name() -> None:
+    files = Sources(exists=lambda _: True)
+    space = parse_space(["a/med:-1:1:1", "b/med:-1:1:1", "c/fin:.5"], files)
+    assert list(short_names(space).values()) == ["a/med", "b/med", "fin"]

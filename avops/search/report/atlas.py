@@ -82,7 +82,7 @@ def _plane(panel: Any, report: Report, atlas: cells.Atlas, plane: cells.Slice, i
             lw=0,
         )
     _borders(panel, plane, ink)
-    if _outlined(plane):
+    if _outlined(atlas):
         _outline(panel, plane, ink)
     for area in cells.numbered(plane):
         rgb = combination_rgb(report.decoded(area.code), len(report.part.levels))
@@ -161,15 +161,17 @@ def _handles(
         handles.append(_square(panel, f"{code + 1}  {names}", color=rgb))
     grey = (_NONE,) * 3
     handles.append(_square(panel, "a domain without\ndominant level", color=grey, alpha=0.6))
-    if any(_outlined(plane) for plane in atlas.slices):
+    if _outlined(atlas):
         handles.append(_square(panel, "outlined: measured", mfc="none", mec=ink.text, mew=1.3))
     if any(_inferred(plane).any() for plane in atlas.slices):
         handles.append(_square(panel, "faint, hatched: inferred", color=ink.muted, alpha=0.3))
     return handles
 
 
-def _outlined(plane: cells.Slice) -> bool:
-    return bool(0 < plane.measured.mean() < _DENSE)
+def _outlined(atlas: cells.Atlas) -> bool:
+    """Whether measured cells are outlined: in all slices or in none."""
+    share = sum(plane.measured.mean() for plane in atlas.slices) / len(atlas.slices)
+    return bool(0 < share < _DENSE)
 
 
 def _inferred(plane: cells.Slice) -> NDArray[np.bool_]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avops.score.intervals import wilson
+from avops.search.space import renamed, short_names
 from avops.search.verdicts import Share
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ class Row:
 
     number: its place among all combinations, as figures show it; None where some domain may have
     any level. shown: the winner, or without one the measured point that came closest; terms: it as
-    words of ``--av``. at: the number of the evaluation that hit it first. shares, held: of the
-    wanted levels and of the guards, on the search and the held-out items.
+    words of ``--av``; brief: the same by the vectors' short names. at: the number of the evaluation
+    that hit it first. shares, held: of the wanted levels and of the guards, on the search and the
+    held-out items.
     """
 
     number: int | None
     finding: Finding
     shown: Point | None
     terms: tuple[str, ...]
+    brief: tuple[str, ...]
     at: int | None
     shares: tuple[Share, ...]
     held: tuple[Share, ...]
@@ -101,7 +104,8 @@ class Report:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.study = facts.study
-        self.space = facts.study.space
+        self.names = short_names(facts.study.space)
+        self.space = renamed(facts.study.space, self.names)
         self.board = facts.study.board
         self.part = self.board.main
 
@@ -213,8 +217,8 @@ class Report:
             "seed": self.study.seed,
             **asdict(head),
             "measured_share": head.measured_share,
-            "axes": [str(axis) for axis in self.space.axes],
-            "fixed": [str(term) for term in self.space.fixed],
+            "axes": [str(axis) for axis in self.study.space.axes],
+            "fixed": [str(term) for term in self.study.space.fixed],
             "levels": list(self.part.levels),
             "domains": list(self.part.domains),
             "combinations": [row.to_dict() for row in self.rows],
@@ -247,12 +251,21 @@ class Report:
             number=self.number(finding.want),
             finding=finding,
             shown=shown,
-            terms=() if shown is None else tuple(map(str, self.space.terms(shown))),
+            terms=() if shown is None else tuple(map(str, self.study.space.terms(shown))),
+            brief=() if shown is None else tuple(map(str, self.space.terms(shown))),
             at=int(hits.argmax()) + 1 if hits.any() else None,
             shares=tuple(s for s in shares if (s.domain, s.level) in kept),
             held=tuple(s for s in finding.held_out if (s.domain, s.level) in kept),
-            saved=None if finding.point is None else self.facts.saved.get(finding.point),
+            saved=None if finding.point is None else self._saved(finding.point),
         )
+
+    def _saved(self, point: Point) -> Saved | None:
+        """What rounding left of a winner, by the vectors' short names."""
+        found = self.facts.saved.get(point)
+        if found is None:
+            return None
+        effective = {self.names.get(name, name): lam for name, lam in found.effective.items()}
+        return replace(found, effective=effective)
 
     def _baseline(self, name: str, kind: str, row: NDArray[np.float32]) -> Baseline:
         best = self.board.labels(row[None])[0].tolist()

@@ -76,7 +76,7 @@ def _header(report: Report) -> str:
         f"<div><dt>{name}</dt><dd>{value} <small>{escape(rest)}</small></dd></div>"
         for name, value, rest in tiles
     )
-    axes = " ".join(map(str, [*study.space.axes, *study.space.fixed]))
+    axes = " ".join(map(str, [*report.space.axes, *report.space.fixed]))
     ended = report.facts.ended
     state = f"Ended: {escape(ended)}." if ended else "Still running, or interrupted."
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.facts.notes)
@@ -97,7 +97,7 @@ def _reached(report: Report) -> str:
         ("λ, as words of --av", False),
     ]
     heads += [(f"{name}: share", False) for name in names] + [("margin", True)]
-    heads += [("effective λ", False), ("swallowed", True)] if saved else []
+    heads += [("effective λ", False), ("unchanged", True)] if saved else []
     rows = [_row(report, row, names, saved=saved) for row in report.rows]
     counts = f"{_items(report)} items a domain"
     second = "the second line is on held-out items, " if report.study.holdout else ""
@@ -132,7 +132,7 @@ def _reached(report: Report) -> str:
 
 def _row(report: Report, row: Row, names: Sequence[str], *, saved: bool) -> str:
     kind = "" if row.hit else ' class="missed"'
-    terms = escape(" ".join(row.terms))
+    terms = escape(" ".join(row.brief))
     cells = [
         f'<td class="num">{row.number or ""}</td>',
         f'<th scope="row">{_swatch(report, row)}{escape(tables.want_text(report, row))}</th>',

@@ -38,7 +38,7 @@ def reachability(report: Report, *, intervals: bool) -> Table:
     names = [*report.part.domains, *(guard.name for guard in report.board.guards)]
     saved = any(row.saved is not None for row in report.rows)
     columns = ["#", "combination", "verdict", "λ", *names, "margin"]
-    columns += ["effective λ", "swallowed"] if saved else []
+    columns += ["effective λ", "unchanged"] if saved else []
     title = "share of the wanted level" + (", search | held-out items" if held else "")
     title += ", [95 % Wilson interval]" if intervals else ""
     title += (
@@ -49,7 +49,7 @@ def reachability(report: Report, *, intervals: bool) -> Table:
             "" if row.number is None else str(row.number),
             want_text(report, row),
             verdict_text(row),
-            " ".join(row.terms) if row.hit else f"({' '.join(row.terms) or 'nothing measured'})",
+            " ".join(row.brief) if row.hit else f"({' '.join(row.brief) or 'nothing measured'})",
             *(_pair(row, name, intervals=intervals) for name in names),
             _margins(row),
             *((effective_text(row), unchanged_text(row)) if saved else ()),
@@ -75,7 +75,7 @@ def provenance(report: Report) -> Table:
     lines = [
         ("run", facts.name),
         ("state", facts.ended or "running, or interrupted"),
-        ("space", " ".join(map(str, [*study.space.axes, *study.space.fixed]))),
+        ("space", " ".join(map(str, [*report.space.axes, *report.space.fixed]))),
         ("strategy", f"{study.strategy}, seed {study.seed}, {study.batch} at once"),
         ("avops", facts.version or "not recorded"),
     ]
@@ -157,14 +157,14 @@ def duration(value: float) -> str:
 def effective_text(row: Row) -> str:
     """The effective λ of each vector that is at work, as it arrived after rounding."""
     lams = {} if row.saved is None else row.saved.effective
-    at_work = {name: lam for name, lam in lams.items() if f"{name}:0" not in row.terms}
+    at_work = {name: lam for name, lam in lams.items() if f"{name}:0" not in row.brief}
     return " ".join(
         f"{name}:{'?' if lam is None else f'{lam:.3g}'}" for name, lam in at_work.items()
     )
 
 
 def unchanged_text(row: Row) -> str:
-    """The share of updates that rounding swallowed."""
+    """The share of the weights that a term touches which rounding left as in the base."""
     if row.saved is None or row.saved.unchanged is None:
         return ""
     return percent(row.saved.unchanged)
