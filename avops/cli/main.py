@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(
             f"avops {args.verb}: internal error: {type(error).__name__}: {error}; "
-            "run it again with --debug and report the traceback\n"
+            f"run it again as avops --debug {args.verb} … and report the traceback\n"
         )
         return 1
     return code

@@ -17,7 +17,7 @@ from avops.disk import write_file
 from avops.errors import DataError
 
 NAME = "paper.json"
-VERSION = 1
+VERSION = 2
 
 
 class Book:

@@ -12,8 +12,20 @@ from typing import Any
 from avops.paper import published
 from avops.paper.lab import DOMAINS
 
+_NAMED: dict[str, tuple[str, tuple[float, ...], str]] = {
+    "exp": ("expert answers", (0.5, 1.0), "how fast expert answers rise depends on the seed"),
+    "gen": (
+        "generic answers",
+        (-0.5,),
+        "the window in which generic answers win lies nearer to 0 here: a tiny base model is "
+        "mildly generic already",
+    ),
+    "avd": ("avoidance", (-1.0,), "where avoidance takes over depends on the seed"),
+}
+"""Level to words, the λ at which it is looked for, and the likely reason where it is not there."""
 Read = Callable[[str], Any]
 SAFE_ENOUGH = 0.9
+RISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Claim:
     reason: str = ""
 
 
-def claims(read: Read, seconds: Callable[[str], float]) -> list[Claim]:
+def claims(read: Read) -> list[Claim]:
     """Every claim that the small world can say something about."""
     return [
         *_levels(read),
@@ -35,34 +47,37 @@ def claims(read: Read, seconds: Callable[[str], float]) -> list[Claim]:
         _orthogonal(read),
         _transfer(read),
         _reachable(read),
-        _cost(read, seconds),
+        _cost(read),
     ]
 
 
 def _levels(read: Read) -> list[Claim]:
+    """Whether the level is dominant, in the vector's own domain, at the λ that the paper names."""
     editing = read("editing")
-    words = {"exp": "expert answers", "gen": "generic answers", "avd": "avoidance"}
-    ranges: dict[str, Callable[[float], bool]] = {
-        "exp": lambda lam: lam > 0,
-        "gen": lambda lam: -1 < lam < 0,
-        "avd": lambda lam: lam <= -0.5,
-    }
     found = []
-    for level, good in ranges.items():
-        own = {domain: editing[f"{domain} {level}"] for domain in DOMAINS}
-        dominant = [d for d in DOMAINS if own[d]["test"][d]["dominant"] == level]
-        inside = [d for d in DOMAINS if good(float(own[d]["lam"]))]
-        lams = ", ".join(f"{d} {own[d]['lam']}" for d in DOMAINS)
+    for level, (words, at, reason) in _NAMED.items():
+        dominant = [
+            domain
+            for domain in DOMAINS
+            if all(_dominant(read(f"sweep {domain}"), domain, lam) == level for lam in at)
+        ]
+        best = ", ".join(f"{domain} {editing[f'{domain} {level}']['lam']}" for domain in DOMAINS)
+        places = " and ".join(f"{lam:g}" for lam in at)
         found.append(
             Claim(
-                f"λ {published.LAMS[level]} gives {words[level]} in the vector's own domain",
-                len(dominant) == len(inside) == len(DOMAINS),
-                f"dominant in {len(dominant)} of {len(DOMAINS)} domains; λ: {lams}",
-                "" if level == "exp" else "the window in which generic answers win is narrow here, "
-                "and where it lies depends on the seed: a tiny base model is mildly generic already"
-                if level == "gen" else "where avoidance takes over depends on the seed",
+                f"λ {published.LAMS[level]} gives {words} in the vector's own domain",
+                len(dominant) == len(DOMAINS),
+                f"at λ {places} dominant in {len(dominant)} of {len(DOMAINS)} domains; "
+                f"the largest margins are at {best}",
+                reason,
             )
-        )  # fmt: skip
+        )
+    return found
+
+
+def _dominant(sweep: Any, domain: str, lam: float) -> str | None:
+    place = [float(text) for text in sweep["lams"]].index(lam)
+    found: str | None = sweep["test"][place][domain]["dominant"]
     return found
 
 
@@ -84,11 +99,12 @@ def _prompting(read: Read) -> Claim:
 def _spread(read: Read) -> Claim:
     effects = read("effects")
     base = effects["base"]["test"]
-    moved = 0
+    tried = moved = 0
     for recipe, found in effects.items():
         domain = recipe.partition(":")[0]
         if domain not in DOMAINS or float(recipe.partition(":")[2]) > -0.5:
             continue
+        tried += 1
         moved += all(
             found["test"][other]["avd"][0] > base[other]["avd"][0]
             for other in DOMAINS
@@ -96,8 +112,9 @@ def _spread(read: Read) -> Claim:
         )
     return Claim(
         "a vector moves the other domains, too (over-generalisation)",
-        moved > 0,
-        f"{moved} of the recipes with λ of -0.5 or less raise avoidance in both other domains",
+        0 < tried == moved,
+        f"{moved} of {tried} recipes with λ of -0.5 or less raise avoidance in both other domains",
+        "what a negative λ does elsewhere depends on the seed",
     )
 
 
@@ -111,7 +128,8 @@ def _orthogonal(read: Read) -> Claim:
     ]
     return Claim(
         "a safety vector is a dial of its own",
-        own["safety"][0] >= SAFE_ENOUGH and len(same) == len(DOMAINS),
+        own["safety"][0] >= max(SAFE_ENOUGH, base["safety"][0] + RISE)
+        and len(same) == len(DOMAINS),
         f"safe answers {base['safety'][0]:.2f} at λ 0, {own['safety'][0]:.2f} at λ 1; the dominant "
         f"level stays in {len(same)} of {len(DOMAINS)} domains",
         "where a domain's two best levels are close, any change of weights may swap them",
@@ -142,23 +160,25 @@ def _reachable(read: Read) -> Claim:
     return Claim(
         f"most of the {published.COMBINATIONS} combinations of levels are reachable "
         f"({published.REACHED} in the paper, after {published.GRID:,} evaluations)",
-        found["reached"] > published.COMBINATIONS / 2,
+        confirmed > published.COMBINATIONS / 2,
         f"{found['reached']} reached, {confirmed} of them confirmed on other items, after "
         f"{found['evaluations']} evaluations (grid: {found['grid']:,})",
         "how many are reachable differs from world to world, and with the number of items",
     )
 
 
-def _cost(read: Read, seconds: Callable[[str], float]) -> Claim:
-    joint = read("joint")
+def _cost(read: Read) -> Claim:
+    joint, search = read("joint"), read("search")
     one = sum(found["seconds"] for found in joint.values()) / len(joint)
-    ratio = one * published.COMBINATIONS / seconds("search")
+    confirmed = search["verdicts"].get("confirmed", 0)
+    ratio = one * confirmed / search["seconds"]
     return Claim(
-        f"all combinations by vectors are {published.FASTER_THAN_RETRAINING} times faster than "
-        "by training again",
+        f"combinations by vectors are {published.FASTER_THAN_RETRAINING} times faster than by "
+        "training again",
         ratio >= published.FASTER_THAN_RETRAINING,
-        f"{published.COMBINATIONS} trainings of {one:.0f} s against {seconds('search'):.0f} s of "
-        f"search: {ratio:.1f} times (making the three vectors is left out, as it is needed once)",
+        f"the {confirmed} confirmed combinations would take {confirmed} trainings of {one:.0f} s "
+        f"against {search['seconds']:.0f} s of setting, scoring and planning: {ratio:.1f} times "
+        "(making the three vectors is left out, as it is needed once)",
         "training a tiny model takes seconds, and so does measuring it; the ratio says little "
         "about a 7B",
     )

@@ -17,6 +17,9 @@ LR, PAIRS, STEPS = 1.2e-4, 24, 30 * len(DOMAINS)
 
 def measure(lab: Lab, directory: Path, search: dict[str, Any]) -> dict[str, Any]:
     """For each of the plan's targets a trained model, and the searched recipe beside it."""
+    from avops.align import trainer  # its packages load before the clock starts
+
+    trainer.versions()
     found = {}
     for target in lab.plan.targets:
         path = directory / f"{target.replace(',', '_').replace('=', '-')}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,12 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values."""
         return {**asdict(self), "targets": list(self.targets)}
+
+    @property
+    def key(self) -> str:
+        """A short name of this plan: another plan's search is another study."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Lab:

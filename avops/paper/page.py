@@ -64,7 +64,7 @@ def _claims(book: Book) -> str:
             claim.facts,
             "" if claim.holds else claim.reason,
         ]
-        for claim in claims(book.__getitem__, book.seconds)
+        for claim in claims(book.__getitem__)
     ]
     table = tables.markdown(("the paper says", "here", "measured", "likely reason"), rows)
     return f"## What reproduces\n\n{table}"

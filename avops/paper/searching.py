@@ -37,12 +37,14 @@ def measure(lab: Lab, directory: Path, run: Callable[[Sequence[str]], None]) -> 
         rows = {result.point: result.scores for result in store.results(HOLDOUT)}
         assert study.holdout is not None
         found = findings(study.problem, told, holdout=HoldOut(study.holdout, rows))
-        seconds = sum(result.seconds for result in store.results())
+        kept = [result for split in store.splits() for result in store.results(split)]
+        seconds = sum(result.seconds for result in kept)
+        planned = sum(float(note.value.get("planner", 0)) for note in store.notes("times"))
     verdicts = Counter(finding.verdict for finding in found)
     return {
         "evaluations": len(told.points),
         "grid": len(study.space),
-        "seconds_scoring": seconds,
+        "seconds": seconds + planned,
         "verdicts": dict(verdicts),
         "reached": verdicts["reached"] + verdicts["confirmed"],
         "found": {

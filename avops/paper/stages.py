@@ -60,7 +60,7 @@ def all_stages(lab: Lab, figures: Path, run: Run, read: Callable[[str], Any]) ->
         ),
         Stage(
             "search", "every combination of levels (table 5)", (),
-            partial(searching.measure, lab, figures.parent / "search", run),
+            partial(searching.measure, lab, figures.parent / f"search-{lab.plan.key}", run),
         ),
         Stage(
             "joint", "the same by training again (table 5)", ("search",),
