@@ -17,8 +17,10 @@ _NAMED: dict[str, tuple[str, tuple[float, ...], str]] = {
     "gen": (
         "generic answers",
         (-0.5,),
-        "the window in which generic answers win lies nearer to 0 here: a tiny base model is "
-        "mildly generic already",
+        (
+            "the window in which generic answers win lies nearer to 0 here: a tiny base model is "
+            "mildly generic already"
+        ),
     ),
     "avd": ("avoidance", (-1.0,), "where avoidance takes over depends on the seed"),
 }
