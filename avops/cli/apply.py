@@ -71,12 +71,15 @@ def run(args: argparse.Namespace) -> int:
         if finding.verdict != "confirmed":
             output.note(_unconfirmed(finding, store.study))
         if args.out is None:
-            if args.dry_run or args.resume or args.dtype or args.rounding:
+            merging = (args.dry_run, args.resume, args.force, args.dtype, args.rounding, args.base)
+            if any(merging) or args.seed is not None:
                 raise UserError("options of a merge without -o OUT; say where to write")
             _show(store, finding, terms, as_json=args.json)
             return 0
         request = _merge_of(store, args, terms)
-    if not args.json:
+        if changed := _changed(store, request):
+            output.note(changed)
+    if not args.json and not changed:
         output.status(f"{finding.verdict}: {finding.want} at {' '.join(map(str, terms))}")
     return merge.run(request)
 
@@ -86,7 +89,7 @@ def _finding(store: Store, text: str) -> Finding:
     from dataclasses import replace
 
     from avops.search.board import parse_want
-    from avops.search.report.facts import ENDED
+    from avops.search.report.facts import last_end
     from avops.search.study import HOLDOUT
     from avops.search.verdicts import HoldOut, findings
 
@@ -96,8 +99,7 @@ def _finding(store: Store, text: str) -> Finding:
     if study.holdout is not None:
         rows = {result.point: result.scores for result in store.results(HOLDOUT)}
         held = HoldOut(study.holdout, rows)
-    ended = store.notes(ENDED)
-    exhausted = bool(ended and ended[-1].value.get("exhausted")) and want in study.wants
+    exhausted = bool(last_end(store.notes()).get("exhausted")) and want in study.wants
     problem = replace(study.problem, wants=(want,))
     return findings(problem, store.told(), holdout=held, exhausted=exhausted)[0]
 
@@ -224,6 +226,21 @@ def _merge_of(
         dry_run=args.dry_run,
         json=args.json,
         **_NOT_ASKED,
+    )
+
+
+def _changed(store: Store, request: argparse.Namespace) -> str:
+    """What is said where the weights will be rounded otherwise than they were measured."""
+    rounding = request.rounding or "nearest"
+    if rounding == "dither":
+        rounding = f"dither, seed {request.seed or 0}"
+    measured = store.identity.parts.get("rounding", "nearest")
+    if request.dtype is None and rounding == measured:
+        return ""
+    how = ", ".join(filter(None, (request.dtype, rounding)))
+    return (
+        f"written as {how}, measured as the base's dtype, {measured}: verdict and shares are of "
+        "the measured weights; score what is written"
     )
 
 

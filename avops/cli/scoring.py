@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from avops.recipe import Project, Source
 
 if TYPE_CHECKING:
     from avops.score import ScoreTable
+    from avops.score.device_map import DeviceMap
     from avops.search import Evaluator, Setup
 
 
@@ -44,6 +46,12 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         "(default: the tokenizer's chat template)",
     )
     how.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto)")
+    how.add_argument(
+        "--device-map",
+        metavar="MAP",
+        help="one model over several GPUs: auto, balanced, balanced_low_0, sequential, or a .json "
+        "file of module: GPU",
+    )
     how.add_argument(
         "--dtype",
         choices=("f32", "bf16"),
@@ -80,7 +88,39 @@ def setup_of(args: argparse.Namespace, found: Project, sources: tuple[Source, ..
         device=args.device,
         dtype=args.dtype,
         batch_tokens=args.batch_tokens,
+        device_map=device_map_of(args),
     )
+
+
+def device_map_of(args: argparse.Namespace) -> DeviceMap | None:
+    """``--device-map``, a file of it read; None without, and for verbs that have no such option.
+
+    Raises UserError for one that is none, MissingExtraError where it cannot be followed.
+    """
+    given: str | None = getattr(args, "device_map", None)
+    if given is None:
+        return None
+    from avops.score.device_map import check_device_map
+
+    if args.device != "auto":
+        raise UserError(
+            f"--device {args.device} with --device-map {given}: the map says where everything is; "
+            "leave one out"
+        )
+    return check_device_map(_read_map(given) if given.endswith(".json") else given)
+
+
+def _read_map(path: str) -> dict[str, int | str]:
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--device-map {path}: it cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"--device-map {path}: it holds a {type(found).__name__}, expected an object with a "
+            'device for every module, such as {"": 0}'
+        )
+    return found
 
 
 def levels_of(args: argparse.Namespace) -> tuple[str, ...] | None:

@@ -87,8 +87,18 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strategy", default="active", help="active, grid, refine, optuna:tpe, …")
     group.add_argument("--seed", type=int, default=0, help="of the strategy (default: 0)")
     group.add_argument("--max-sum", metavar="S", help="only points with Σ|λ| of at most S")
-    group.add_argument("--evaluations", type=int, metavar="N", help="at most N points in all")
-    group.add_argument("--hours", type=float, metavar="H", help="begin nothing after H hours")
+    group.add_argument(
+        "--evaluations",
+        type=int,
+        metavar="N",
+        help="at most N points of the search in all; winners and baselines follow",
+    )
+    group.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="ask for no more points after H hours; winners follow",
+    )
     group.add_argument(
         "--batch",
         type=int,
@@ -105,6 +115,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--instructions",
         metavar="FILE",
         help="your own for prompting: level = text, .toml or .json",
+    )
+    group.add_argument(
+        "--race",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="for one wanted combination: stop measuring candidates that clearly lose to the best "
+        "hit; pays with the grids",
     )
     group.add_argument(
         "--certify",
@@ -206,9 +223,15 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
             finally:
                 watch.close()
                 _note_times(search)
+            from avops.search.strategies.step import CANDIDATES
+
             outlook = strategy.outlook(told)
             exhausted = bool(
-                args.certify and search.finished and outlook is not None and outlook.fit.trusted
+                args.certify
+                and search.finished
+                and outlook is not None
+                and outlook.fit.trusted
+                and len(asked.study.space) <= CANDIDATES
             )
             store.note(ENDED, why=why, exhausted=exhausted)
             result = search_show.Found.of(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avops.search.strategies.strategy import Outlook, Told
     from avops.search.verdicts import Finding
 
-_USUAL = {"active": 110}
+_USUAL = {"active": 120}
 """Evaluations that a strategy usually asks for on three axes, measured on small worlds."""
 _EVERY = 5.0  # seconds between two lines of progress
 
@@ -70,7 +70,7 @@ def show_plan(asked: Asked, seconds: float, *, known: int = 0) -> None:
         f"one evaluation: {output.seconds(seconds)}, {data['tokens']:,} tokens; the whole grid: "
         f"{output.seconds(data['seconds_grid'])} with {data['workers']} "
         f"{'worker' if data['workers'] == 1 else 'workers'}\n"
-        f"{data['strategy']}: at most {data['evaluations']:,} evaluations expected, "
+        f"{data['strategy']}: about {data['evaluations']:,} evaluations expected, "
         f"{output.seconds(data['seconds'])}; baselines: {data['baseline_evaluations']} more\n"
         f"run: {asked.directory}" + (f" ({known:,} points are in it)" if known else "")
     )
@@ -146,6 +146,7 @@ class Found:
     why: str
     clock: Clock
     fit: Any
+    out: int = 0
 
     @classmethod
     def of(
@@ -168,10 +169,12 @@ class Found:
         if study.holdout is not None:
             rows = {result.point: result.scores for result in store.results(HOLDOUT)}
             held = HoldOut(study.holdout, rows)
-        found = findings(study.problem, told, outlook=outlook, holdout=held, exhausted=exhausted)
+        # Chances of a model that does not fit are no chances.
+        believed = outlook if outlook is not None and outlook.fit.trusted else None
+        found = findings(study.problem, told, outlook=believed, holdout=held, exhausted=exhausted)
         settings = {tuple(n.value["point"]): n.value for n in store.notes(WINNER)}
         fit = None if outlook is None else outlook.fit
-        return cls(asked, found, settings, len(told.points), why, clock, fit)
+        return cls(asked, found, settings, len(told.points), why, clock, fit, len(told.out))
 
     def to_dict(self) -> dict[str, Any]:
         """One JSON result."""
@@ -190,6 +193,7 @@ class Found:
             "run": str(self.asked.directory),
             "points": len(space),
             "measured": self.measured,
+            "out": self.out,
             "reached": sum(finding.hit for finding in self.findings),
             "confirmed": sum(finding.verdict == "confirmed" for finding in self.findings),
             "wanted": len(self.findings),
@@ -215,7 +219,11 @@ class Found:
             cells += [_signed(finding.margin)]
             cells += [_signed(finding.held_margin)] if held else []
             cells += [_effective(own.get("effective")), _share(own.get("unchanged"))]
-            cells += ["-" if finding.chance is None else f"{finding.chance:.1%}"]
+            cells += [
+                "-"
+                if finding.chance is None
+                else ("<0.1%" if finding.chance < 0.001 else f"{finding.chance:.1%}")
+            ]
             rows.append(cells)
         output.table("", columns, rows, left=len(part.domains) + 2)
         data = self.to_dict()
@@ -224,6 +232,8 @@ class Found:
             f"\n{data['reached']} of {data['wanted']} combinations reached{confirmed}; "
             f"{data['measured']:,} of {data['points']:,} points measured in {self.asked.directory}"
         )
+        if self.out:
+            output.line(f"{self.out:,} more were put out of the race on some of their items")
         output.line(f"ended: {self.why}")
         output.status(f"more: avops report {self.asked.directory}")
 
@@ -241,3 +251,10 @@ def _effective(lams: Mapping[str, float | None] | None) -> str:
         return "-"
     known = [f"{name}:{lam:.3g}" for name, lam in lams.items() if lam is not None]
     return " ".join(known) or "base"
+
+
+def _chance(chance: float | None) -> str:
+    """Never 0 for what is not impossible."""
+    if chance is None:
+        return "-"
+    return "<0.1%" if chance < 0.001 else f"{chance:.1%}"

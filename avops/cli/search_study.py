@@ -57,15 +57,17 @@ def read_request(args: argparse.Namespace) -> Asked:
     sets = evaluator.sets
     board = sets.board()
     workers = _workers(args)
+    wants = _wants(project.terms_of(args.want), board.main)
     study = Study(
         space=space,
         board=board,
-        wants=_wants(project.terms_of(args.want), board.main),
+        wants=wants,
         holdout=sets.holdout_board(),
         strategy=args.strategy,
         seed=args.seed,
         baselines=_baselines(args.baselines, told=bool(evaluator.instructions)),
         batch=args.batch or max(CLUSTER_BATCH if args.ray else BATCH, workers),
+        race=_races(args, wants),
     )
     make_strategy(study.strategy, study.problem)  # an unknown name is refused here
     identity = evaluator.identity(space)
@@ -140,8 +142,28 @@ def _baselines(text: str, *, told: bool) -> tuple[str, ...]:
     return tuple(name for name in BASELINES if name in names)
 
 
+def _races(args: argparse.Namespace, wants: tuple[Want, ...]) -> bool:
+    """Whether candidates race, which is up to the user."""
+    from avops.search.racing import RACING
+
+    if args.race and len(wants) != 1:
+        raise UserError(
+            f"--race with {len(wants)} wanted combinations: what loses for one may win for "
+            "another; give one --want, or leave --race out"
+        )
+    if args.race and args.strategy not in RACING:
+        raise UserError(
+            f"--race with --strategy {args.strategy}: it needs all scores of every point; take "
+            f"one of {', '.join(RACING)}, or leave --race out"
+        )
+    return bool(args.race)
+
+
 def _workers(args: argparse.Namespace) -> int:
-    """How many workers measure: what was asked for, or one for each GPU."""
+    """How many workers measure: what was asked for, one with a map, or one for each GPU."""
+    if args.device_map is not None:
+        _check_alone(args)
+        return 1
     if args.workers is not None:
         return int(args.workers)
     if args.ray or args.device not in ("auto", "cuda"):
@@ -149,3 +171,13 @@ def _workers(args: argparse.Namespace) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """A map takes every GPU for one model. Raises UserError for more workers."""
+    if args.ray or (args.workers or 1) > 1:
+        other = "--ray" if args.ray else f"--workers {args.workers}"
+        raise UserError(
+            f"{other} with --device-map {args.device_map}: the map lays one model over all GPUs, "
+            "expected one worker; leave one of them out"
+        )

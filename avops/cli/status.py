@@ -60,7 +60,8 @@ def show(state: Status) -> None:
 
     output.line(f"{state.run}: {_state(state)}")
     share = percent(state.measured / state.points)
-    more = [f"{state.held:,} on held-out items"] if state.held else []
+    more = [f"{state.out:,} put out of the race on some items"] if state.out else []
+    more += [f"{state.held:,} on held-out items"] if state.held else []
     more += [f"{state.baselines:,} baselines"] if state.baselines else []
     more += [f"{state.waiting:,} asked for and not there yet"] if state.waiting else []
     lines = [

@@ -71,13 +71,12 @@ class Piece(NamedTuple):
 class Layout:
     """Who sees whom in one forward pass; and what the model's layers asked for (``windows``)."""
 
-    def __init__(self, tree: Tree, device: Any) -> None:
+    def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._device = device
         self._pieces: dict[tuple[int | None, bool], tuple[Piece, ...]] = {}
         self._masks: dict[tuple[Any, ...], torch.Tensor] = {}
         self._kept = 0
-        self._varlen: _Lengths | None = None
+        self._varlen: dict[torch.device, _Lengths] = {}
         self.windows: list[int | None] = []
 
     def pieces(self, window: int | None, *, whole: bool) -> tuple[Piece, ...]:
@@ -87,23 +86,23 @@ class Layout:
             self._pieces[key] = tuple(_cut(self._tree, window, whole=whole))
         return self._pieces[key]
 
-    def mask(self, piece: Piece, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """0 where a query may see a key and -inf elsewhere, [query, key]."""
+    def mask(self, piece: Piece, window: int | None, query: torch.Tensor) -> torch.Tensor:
+        """0 where a query may see a key and -inf elsewhere, [query, key], beside ``query``."""
         rows = piece.end - piece.begin
-        key = (rows, piece.keys, piece.offset, window, dtype)
+        key = (rows, piece.keys, piece.offset, window, query.dtype, query.device)
         found = self._masks.get(key)
         if found is None:
-            found = _mask(rows, piece, window, dtype, self._device)
+            found = _mask(rows, piece, window, query)
             if self._kept + found.numel() <= KEPT_MASKS:
                 self._kept += found.numel()
                 self._masks[key] = found
         return found
 
-    def lengths(self) -> _Lengths:
-        """The nodes as varlen attention wants them."""
-        if self._varlen is None:
-            self._varlen = _Lengths.of(self._tree, self._device)
-        return self._varlen
+    def lengths(self, device: torch.device) -> _Lengths:
+        """The nodes as varlen attention wants them, on ``device``."""
+        if device not in self._varlen:
+            self._varlen[device] = _Lengths.of(self._tree, device)
+        return self._varlen[device]
 
     def forget(self) -> None:
         """Drop the masks: they are cheap beside what they take."""
@@ -175,11 +174,11 @@ def tree_attention(
         rows = query[:, :, piece.begin : piece.end]
         keys, values = _gather(key, piece), _gather(value, piece)
         if softcap is not None:
-            capped = layout.mask(piece, window, query.dtype)
+            capped = layout.mask(piece, window, query)
             part = _capped(rows, keys, values, capped, (scaling, float(softcap)))
         else:
             causal = piece.square and (window is None or window >= piece.keys)
-            mask = None if causal else layout.mask(piece, window, query.dtype)
+            mask = None if causal else layout.mask(piece, window, query)
             part = _sdpa(rows, keys, values, mask, scaling)
         out[:, piece.begin : piece.end] = part.transpose(1, 2)
     return out, None
@@ -235,17 +234,13 @@ def _clip(chain: tuple[tuple[int, int], ...], low: int, high: int) -> tuple[tupl
     return tuple(spans)
 
 
-def _mask(
-    rows: int, piece: Piece, window: int | None, dtype: torch.dtype, device: Any
-) -> torch.Tensor:
-    query = torch.arange(rows, device=device)[:, None] + piece.offset
-    key = torch.arange(piece.keys, device=device)
+def _mask(rows: int, piece: Piece, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    query = torch.arange(rows, device=like.device)[:, None] + piece.offset
+    key = torch.arange(piece.keys, device=like.device)
     hidden = key > query
     if window is not None:
         hidden |= key <= query - window
-    return torch.zeros(rows, piece.keys, dtype=dtype, device=device).masked_fill_(
-        hidden, float("-inf")
-    )
+    return like.new_zeros(rows, piece.keys).masked_fill_(hidden, float("-inf"))
 
 
 def _gather(rows: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -311,7 +306,7 @@ def _varlen(
     options = _options(call.takes, query, key, numbers)
     if options is None:
         return None
-    lengths = layout.lengths()
+    lengths = layout.lengths(query.device)
     keys, values = (
         rows[0].transpose(0, 1).index_select(0, lengths.gather) for rows in (key, value)
     )

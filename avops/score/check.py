@@ -151,7 +151,7 @@ def draw(plan: TokenPlan) -> _Sample:
 
 def rounding_spread(head: Head, ids: torch.Tensor, start: int, want: torch.Tensor) -> float:
     """σ, the largest over the sequences ``ids``; want: their scores undisturbed."""
-    disturbed = _Disturbed(ids.device)
+    disturbed = _Disturbed()
     squares, largest = torch.zeros_like(want), 0.0
     for _ in range(SAMPLES):
         with disturbed:
@@ -193,17 +193,21 @@ def _hidden(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
 class _Disturbed(TorchFunctionMode):
     """Moves every result by what its roundings may come to, with random signs."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._generator = torch.Generator().manual_seed(0)
-        self._signs = torch.empty(SIGNS).bernoulli_(0.5, generator=self._generator)
-        self._signs = self._signs.mul_(2).sub_(1).to(device)
+        self._drawn = torch.empty(SIGNS).bernoulli_(0.5, generator=self._generator)
+        self._drawn.mul_(2).sub_(1)
+        self._signs: dict[torch.device, torch.Tensor] = {}
         self._norms: Norms = {}
 
     def _sign(self, y: torch.Tensor) -> torch.Tensor:
         """Signs of the shape of ``y``: from a random place of many, again and again if need be."""
         first = int(torch.randint(SIGNS, (), generator=self._generator))
-        signs = self._signs.roll(-first) if y.numel() > SIGNS - first else self._signs[first:]
+        if y.device not in self._signs:
+            self._signs[y.device] = self._drawn.to(y.device)
+        signs = self._signs[y.device]
+        signs = signs.roll(-first) if y.numel() > SIGNS - first else signs[first:]
         return signs.repeat(-(-y.numel() // signs.numel()))[: y.numel()].view(y.shape)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -222,7 +226,8 @@ class _Disturbed(TorchFunctionMode):
 def _rounds(func: Any, y: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
     if not tensors or not y.is_floating_point() or y.dtype == torch.float64 or not y.numel():
         return False
-    if getattr(func, "__name__", "") in MOVES:
+    name = getattr(func, "__name__", "")
+    if name in MOVES or (name == "to" and y.dtype == tensors[0].dtype):  # to another device
         return False
     own = y.untyped_storage().data_ptr()
     if any(own == tensor.untyped_storage().data_ptr() for tensor in tensors):

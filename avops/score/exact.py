@@ -82,6 +82,7 @@ class ExactPath:
             logits = model(input_ids=ids, use_cache=False).logits
         if logits.dtype != torch.float32 or logits.shape[:-1] != (1, rows.numel()):
             raise head.refusal(logits, rows.numel())
+        targets = targets.to(logits.device)
         step = max(1, SOFTMAX_LOGITS // logits.shape[-1])
         parts = [
             torch.log_softmax(some, dim=-1).gather(1, picked[:, None])[:, 0]

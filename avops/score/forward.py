@@ -26,6 +26,7 @@ Bits are the same in every run with the same plan, ``batch_tokens``, machine and
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "scoring") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, MutableMapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -187,6 +188,25 @@ class Scorer:
         parts = np.split(log_probs, self._ends[:-1])
         means = [math.fsum(part.tolist()) / part.size for part in parts]
         return np.array(means, np.float32).reshape(self.plan.starts.shape)
+
+    def part(self, items: Sequence[int]) -> Scorer:
+        """A scorer of some items of the plan, on this one's path.
+
+        What the self-check found out of the whole plan is not found out again.
+        """
+        self._decide()
+        made = copy.copy(self)
+        made.plan = self.plan.part(items)
+        made._cut(packed=isinstance(self._path, PackedPath))  # noqa: SLF001 (one of its own)
+        return made
+
+    def _cut(self, *, packed: bool) -> None:
+        """Cut the work of ``plan`` for a path."""
+        self._ends = np.cumsum(self.plan.scored.ravel(), dtype=np.int64)
+        if packed:
+            self._path = PackedPath(self._head, cut_blocks(self.plan, self._batch_tokens))
+        else:
+            self._path = ExactPath(self._head, self.plan, self._batch_tokens)
 
     def _decide(self) -> None:
         """Before the first run, see whether packed rows get the model's own numbers."""

@@ -95,7 +95,9 @@ class Head:
         found: list[torch.Tensor] = []
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            found.append(hidden.flatten(0, -2).index_select(0, rows))
+            picked = hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))
+            # Of a model over several devices the last layer may be on another than the head.
+            found.append(picked.to(self.module.weight.device))
             return hidden.new_empty((1, 0, self.vocabulary), dtype=torch.float32)
 
         with _replaced(self.module, forward):
@@ -130,9 +132,10 @@ class Head:
         return False
 
     def log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The log-prob of the target of each row of ``hidden``, f32."""
+        """The log-prob of the target of each row of ``hidden``, f32, where the head is."""
         if self.change is None:
             raise RuntimeError("learn comes first")
+        targets = targets.to(hidden.device)
         kernel = self._fused()
         if kernel is not None:
             return kernel(hidden, targets)
@@ -226,8 +229,9 @@ def projecting(head: Any, rows: torch.Tensor) -> Iterator[None]:
     project = head.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        picked = hidden.flatten(0, -2).index_select(0, rows)[None]
         weight, bias = head.weight, getattr(head, "bias", None)
+        picked = hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))[None]
+        picked = picked.to(weight.device)
         if weight.dtype == torch.float32:
             logits: torch.Tensor = project(picked)
         else:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from avops.errors import CheckpointError, DataError, MismatchError, MissingExtraError
+from avops.score.device_map import check_device_map, check_placed
 
 try:
     import torch
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from tokenizers import Tokenizer as BackendTokenizer
+
+    from avops.score.device_map import DeviceMap
 
 _hf: Any = transformers  # its annotations are incomplete: results are typed at our own border
 _logging: Any = logging
@@ -73,6 +76,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    device_map: DeviceMap | None = None,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> transformers.PreTrainedModel:
     """A causal LM in eval mode with ``use_cache=False``, on ``device`` in ``dtype``.
@@ -83,6 +87,8 @@ def load_model(
         A directory with ``config.json`` (and, without ``weights``, safetensors files), or a hub id.
     dtype, device
         Where the parameters live; ``weights`` are converted, rounded to nearest even.
+    device_map
+        Instead of ``device``: how accelerate cuts the model over several, see ``DeviceMap``.
     weights
         Every parameter by its checkpoint name; only ``config.json`` is then read. The model gets
         copies, so the caller's tensors stay as they are when the model's weights are changed. A
@@ -94,7 +100,9 @@ def load_model(
     CheckpointError
         No such directory, no config, an unknown architecture or unreadable weights.
     MismatchError
-        Missing, unexpected or wrongly shaped tensors.
+        Missing, unexpected or wrongly shaped tensors, or a map of another model.
+    UserError
+        A map that is none, or leaves weights to the CPU or to disk.
 
     """
     source, local = _locate(config_dir)
@@ -104,6 +112,8 @@ def load_model(
         "ignore_mismatched_sizes": True,  # reported below, with all names, instead of half loaded
         "local_files_only": local,
     }
+    if device_map is not None:
+        kwargs["device_map"] = check_device_map(device_map)
     with quiet():
         with _loading("config", source, "config.json"):
             config = _hf.AutoConfig.from_pretrained(
@@ -120,9 +130,12 @@ def load_model(
                     None, config=config, state_dict=dict(weights), **kwargs
                 )
     _check_loaded(info, source)
+    if device_map is not None:
+        check_placed(model, device_map, source)
     _own_memory(model, weights or {})
     model.config.use_cache = False
-    return cast(transformers.PreTrainedModel, model.to(device).eval())
+    placed = model.to(device) if device_map is None else model
+    return cast(transformers.PreTrainedModel, placed.eval())
 
 
 def new_model(config: Mapping[str, Any]) -> transformers.PreTrainedModel:

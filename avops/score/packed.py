@@ -67,7 +67,7 @@ class PackedPath:
                 block.targets,
             )
         )
-        layout = Layout(block.tree, device)
+        layout = Layout(block.tree)
         with attending(layout):
             hidden = self.head.hidden(rows, input_ids=ids[None], position_ids=positions[None])
         return self.head.log_probs(hidden, targets), layout.windows

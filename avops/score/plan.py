@@ -9,7 +9,7 @@ model that shares the tokenizer.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,26 @@ class TokenPlan:
         """T_r, the scored tokens of each sequence, [item, level]."""
         return self.lengths - self.starts
 
+    def part(self, rows: Sequence[int]) -> TokenPlan:
+        """The plan of the items ``rows``, in this order."""
+        kept = np.asarray(rows, np.intp)
+        levels = len(self.items.levels)
+        arrays = [self.sequence(item, level) for item in kept.tolist() for level in range(levels)]
+        ids = np.concatenate(arrays)
+        offsets = np.cumsum([0] + [array.size for array in arrays], dtype=np.int64)
+        starts = self.starts[kept]
+        record = replace(
+            self.record,
+            first_ids=tuple(arrays[0][:EDGE].tolist()),
+            last_ids=tuple(arrays[0][-EDGE:].tolist()),
+            sequences=len(arrays),
+            tokens=ids.size,
+            scored_tokens=int(ids.size - starts.sum(dtype=np.int64)),
+            sha256=_digest(ids, offsets, starts),
+        )
+        items = replace(self.items, entries=tuple(self.items[row] for row in kept.tolist()))
+        return TokenPlan(items, ids, offsets, starts, self.shared[kept], record)
+
     def place(self, item: int, level: int) -> str:
         """Where a sequence comes from, for messages."""
         return self.items.place(item, self.items.levels[level])
@@ -164,9 +184,6 @@ def build_plan(
         min(_common(arrays[i * shape[1] : (i + 1) * shape[1]]), int(first[i].min()))
         for i in range(shape[0])
     ]
-    digest = hashlib.sha256(np.array(shape, "<i8").tobytes())
-    for part in (offsets.astype("<i8"), flat.astype("<i4"), first.astype("<i4")):
-        digest.update(part.tobytes())
     template = framing.template
     record = PlanRecord(
         kind=framing.kind,
@@ -179,9 +196,16 @@ def build_plan(
         sequences=len(arrays),
         tokens=flat.size,
         scored_tokens=int(flat.size - first.sum(dtype=np.int64)),
-        sha256=digest.hexdigest(),
+        sha256=_digest(flat, offsets, first),
     )
     return TokenPlan(items, flat, offsets, first, np.array(shared, np.int32), record)
+
+
+def _digest(ids: NDArray[np.int32], offsets: NDArray[np.int64], starts: NDArray[np.int32]) -> str:
+    digest = hashlib.sha256(np.array(starts.shape, "<i8").tobytes())
+    for part in (offsets.astype("<i8"), ids.astype("<i4"), starts.astype("<i4")):
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
 def _check_sequence(ids: Sequence[int], start: int, place: str) -> NDArray[np.int32]:

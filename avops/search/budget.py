@@ -11,8 +11,8 @@ from typing import Protocol
 class Budget:
     """What may be spent on the search; None: as much as the strategy asks for.
 
-    evaluations: points measured in this run directory, those of earlier commands included. hours:
-    of this command.
+    evaluations: points measured in this run directory, those of earlier commands and those that
+    were put out of a race included. hours: of this command.
     """
 
     evaluations: int | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from avops.score import Scorer
+    from avops.score.device_map import DeviceMap
 
 Progress = Callable[[int, int], None]
 
@@ -35,7 +36,8 @@ class Setup:
     None for all of them, else the first ``limit`` items of each domain. tokenizer: a directory,
     None for the base's. template: None for the tokenizer's chat template. prompting: score with
     each level's instruction too; instructions: a file of them, None for those of avops. device:
-    ``auto`` takes the first CUDA device if there is one. dtype: f32 or bf16, of the model's
+    ``auto`` takes the first CUDA device if there is one. device_map: over several devices, see
+    ``load_model``; with ``device`` auto only. dtype: f32 or bf16, of the model's
     arithmetic; logits are float32 in both. batch_tokens: None for the scorer's own. rounding:
     nearest, or dither with ``rounding_seed``.
     """
@@ -55,6 +57,7 @@ class Setup:
     instructions: str | None = None
     rounding: str = "nearest"
     rounding_seed: int = 0
+    device_map: DeviceMap | None = None
 
 
 class Evaluator:
@@ -147,6 +150,7 @@ def live_model(opened: Opened, setup: Setup) -> LiveModel:
     return LiveModel(
         opened,
         setup.device,
+        device_map=setup.device_map,
         dtype=setup.dtype,
         rounding=setup.rounding,
         seed=setup.rounding_seed,

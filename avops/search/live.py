@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avops.disk import Checkpoint, Vector, check_distinct, open_base, open_vector
-from avops.errors import DataError
+from avops.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from avops.recipe import Source, Term
+    from avops.score.device_map import DeviceMap
 
 # Weights below which threads wait for each other longer than they compute.
 _SMALL = 5_000_000
@@ -44,11 +45,12 @@ class Opened:
 
 
 class LiveModel:
-    """θ(λ) in a model of transformers, loaded once, on ``device``.
+    """θ(λ) in a model of transformers, loaded once, on ``device`` or cut by ``device_map``.
 
     Weights are rounded to the base's dtype, as `avops merge` would write them, and computed on in
     float32; with ``dtype`` bf16 they are rounded to that, and computed on in it. device: ``auto``
-    takes the first CUDA device if there is one. rounding, seed: as for Knobs.
+    takes the first CUDA device if there is one. device_map: over several, see ``load_model``;
+    ``device`` is then left at ``auto``. rounding, seed: as for Knobs.
     """
 
     def __init__(
@@ -56,14 +58,21 @@ class LiveModel:
         opened: Opened,
         device: str = "auto",
         *,
+        device_map: DeviceMap | None = None,
         dtype: str = "f32",
         rounding: str = "nearest",
         seed: int = 0,
     ) -> None:
         from avops.knobs import Knobs
+        from avops.score.device_map import devices_of
 
-        self.device, self.dtype = _device(device), dtype
-        self.model = _load(opened, self.device)
+        self.dtype = dtype
+        if device_map is None:
+            self.device = _device(device)
+            self.model = _load(opened, device=self.device)
+        else:
+            self.model = _spread(opened, device_map, device, dtype)
+            self.device = ",".join(devices_of(self.model))
         if dtype == "bf16":
             _narrow(self.model)
         self.knobs = (
@@ -107,12 +116,24 @@ def _device(name: str) -> str:
     return name
 
 
-def _load(opened: Opened, device: str) -> Any:
+def _load(opened: Opened, **where: Any) -> Any:
     from avops.score import load_model
 
     if not opened.base.is_file:
-        return load_model(opened.base.directory, device=device)
-    return load_model(opened.sidecars, device=device, weights=_weights(opened.base))
+        return load_model(opened.base.directory, **where)
+    return load_model(opened.sidecars, weights=_weights(opened.base), **where)
+
+
+def _spread(opened: Opened, device_map: DeviceMap, device: str, dtype: str) -> Any:
+    """The model cut by ``device_map``, which counts bytes: loaded in its dtype at once."""
+    import torch
+
+    if device != "auto":
+        raise UserError(
+            f"device {device} with a device_map: the map says where everything is; leave one out"
+        )
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    return _load(opened, device_map=device_map, dtype=kind)
 
 
 def _narrow(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 ``PointSetup`` is data that any process can be given; each makes its own ``PointEvaluator`` of it
 and holds one model, whose λ is set from the pristine base for every job. Nothing is written, and
-after the first job of a kind nothing is allocated.
+after the first job of a kind nothing is allocated but the token plans of raced items.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from avops.score import Items, Scorer, TokenPlan
+    from avops.search.racing import Heat, Out
 
 SETTING = "setting"
 """The split of a job that only sets λ and looks at what arrived."""
@@ -57,7 +58,8 @@ class Job:
     """One measurement to make.
 
     told: the level whose instruction stands before every query. detailed: also find the effective
-    λ, which reads a sample of the weights.
+    λ, which reads a sample of the weights. heat: the race that the point runs, block by block of
+    the items; None: all of them at once.
     """
 
     point: Point
@@ -66,15 +68,17 @@ class Job:
     told: str | None = None
     reason: str = ""
     detailed: bool = False
+    heat: Heat | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What a job gave.
 
-    scores: f32 [outputs]; none for a setting. setting, scoring: seconds. worker: who. unchanged:
-    the share of weights that rounding left as in the base, None where no term touches any.
-    effective: λ by vector as it arrived, None unless asked for.
+    scores: f32 [outputs]; none for a setting, nor for a point that is out. setting, scoring:
+    seconds. worker: who. unchanged: the share of weights that rounding left as in the base, None
+    where no term touches any. effective: λ by vector as it arrived, None unless asked for. out: why
+    the point was put out of its race, None where it was measured on all items.
     """
 
     job: Job
@@ -84,6 +88,7 @@ class Outcome:
     worker: str
     unchanged: float | None = None
     effective: Mapping[str, float | None] | None = None
+    out: Out | None = None
 
     @property
     def seconds(self) -> float:
@@ -212,10 +217,13 @@ class PointEvaluator:
         self.live.set(job.terms)
         knobs = self.live.knobs
         middle = time.perf_counter()
-        scores = np.empty(0, np.float32)
+        scores, out = np.empty(0, np.float32), None
         if job.split != SETTING:
             with self.live.threads():
-                scores = self._row(job, stopped)
+                if job.heat is None:
+                    scores = self._row(job, stopped)
+                else:
+                    scores, out = job.heat.run(job.point, partial(self._part, job, stopped))
         end = time.perf_counter()
         return Outcome(
             job,
@@ -225,6 +233,7 @@ class PointEvaluator:
             worker=self.name,
             unchanged=None if knobs is None else knobs.counts.unchanged_share,
             effective=dict(knobs.effective) if job.detailed and knobs is not None else None,
+            out=out,
         )
 
     def identity(self, space: Space) -> Identity:
@@ -257,11 +266,29 @@ class PointEvaluator:
         return Identity(parts, shown)
 
     def _row(self, job: Job, stopped: Stopped | None) -> NDArray[np.float32]:
+        return self._run(self._scorers_of(job.split, job.told), stopped)
+
+    def _part(
+        self, job: Job, stopped: Stopped | None, items: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """The scores of ``items`` alone, rising, numbered through the set and its guards.
+
+        Blocks hold other items than in a whole run, so the last bits may differ from it.
+        """
+        first, scorers = 0, []
+        for scorer in self._scorers_of(job.split, job.told):
+            count = len(scorer.plan.items)
+            own = items[(items >= first) & (items < first + count)] - first
+            if len(own):
+                scorers.append(scorer.part(own.tolist()))
+            first += count
+        return self._run(scorers, stopped)
+
+    def _run(self, scorers: Sequence[Scorer], stopped: Stopped | None) -> NDArray[np.float32]:
         def progress(_done: int, _total: int) -> None:
             if stopped is not None and stopped():
                 raise KeyboardInterrupt
 
-        scorers = self._scorers_of(job.split, job.told)
         parts = [self._normed(scorer.plan, scorer.run(progress)) for scorer in scorers]
         return np.concatenate([part.reshape(-1) for part in parts])
 

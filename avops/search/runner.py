@@ -20,6 +20,7 @@ import numpy as np
 from avops.search.budget import Budget, Clock, Progress
 from avops.search.fanout.crew import Failed, Lost, Woken
 from avops.search.points import Job
+from avops.search.racing import Heat, incumbent, race_of
 from avops.search.store import Batch, Result
 from avops.search.strategies.strategy import Ask, Told
 from avops.search.study import SEARCH, sweep_points
@@ -55,6 +56,8 @@ class Search:
         self.finished = False
         self.outlook: Outlook | None = None
         self._study = store.study
+        self._race = race_of(store.study)
+        self._out = set(store.outs())
         self._rows: dict[Point, Result] = {}
         self._before: list[Result] = []
         self._open: set[Point] = set()
@@ -70,6 +73,16 @@ class Search:
     def measured(self) -> int:
         """Points of the space that have scores."""
         return len(self._rows)
+
+    @property
+    def looked(self) -> int:
+        """Points that were measured, or put out of a race: what the budget counts."""
+        return len(self._rows.keys() | self._out)
+
+    @property
+    def out(self) -> int:
+        """Points that were put out of the race."""
+        return len(self._out)
 
     @property
     def found(self) -> int:
@@ -116,7 +129,9 @@ class Search:
             told = self._told(done, () if last is None else last.points)
             ask = self._plan(told)
             if ask.points:
-                last = self._asked(Batch(ask.points, ask.reasons, ask.note))
+                last = self._asked(
+                    Batch(ask.points, ask.reasons, ask.note, self._incumbent(ask, told))
+                )
                 batches.append(last)
             elif last is not None:
                 last = None  # what is pending may change the answer
@@ -134,7 +149,7 @@ class Search:
     def _plan(self, told: Told) -> Ask:
         count = self._study.batch
         if self.budget.evaluations is not None:
-            spent = self.measured + sum(point not in self._rows for point in told.pending)
+            spent = self.looked + sum(not self._known_of(point) for point in told.pending)
             count = min(count, self.budget.evaluations - spent)
         if count < 1:
             return Ask((), why_done=self._budget_text())
@@ -152,8 +167,8 @@ class Search:
             self._said = ask.note
             self.store.note("strategy", text=ask.note, evaluations=self.measured)
             self.watch.note(ask.note)
-        known = {*told.points, *told.pending}
-        doubled = [point for point in ask.points if point in known]
+        taken = told.taken
+        doubled = [point for point in ask.points if point in taken]
         outside = [point for point in ask.points if point not in self._study.space]
         assert not doubled, f"{self.strategy.name} asked again for {doubled[0]}"
         assert not outside, f"{self.strategy.name} asked for {outside[0]}, which is outside"
@@ -175,7 +190,7 @@ class Search:
             return None
         points = [p for p in sweep_points(self._study.space) if p not in self._rows]
         if self.budget.evaluations is not None:
-            points = points[: max(0, self.budget.evaluations - self.measured)]
+            points = points[: max(0, self.budget.evaluations - self.looked)]
         if not points:
             return None
         return Batch(tuple(points), ("baseline: sweeps",) * len(points))
@@ -188,16 +203,29 @@ class Search:
     def _measure(self, batch: Batch) -> None:
         """Queue what has no scores yet."""
         reasons = batch.reasons or ("",) * len(batch.points)
+        heat = None
+        if self._race is not None and batch.against is not None:
+            heat = Heat(self._race, batch.against, self._rows[batch.against].scores)
         jobs = [
-            Job(point, SEARCH, self._study.space.terms(point), reason=reason)
+            Job(point, SEARCH, self._study.space.terms(point), reason=reason, heat=heat)
             for point, reason in zip(batch.points, reasons, strict=True)
-            if point not in self._rows and point not in self._open
+            if not self._known_of(point) and point not in self._open
         ]
         self._open |= {job.point for job in jobs}
         self.crew.submit(jobs)
 
     def _whole(self, batches: list[Batch]) -> bool:
-        return all(point in self._rows for batch in batches for point in batch.points)
+        return all(self._known_of(point) for batch in batches for point in batch.points)
+
+    def _known_of(self, point: Point) -> bool:
+        """Whether ``point`` is measured, or out of the race."""
+        return point in self._rows or point in self._out
+
+    def _incumbent(self, ask: Ask, told: Told) -> Point | None:
+        """Whom the points of ``ask`` race."""
+        if self._race is None or ask.whole:
+            return None
+        return incumbent(told, self._study)
 
     def _told(self, batches: list[Batch], pending: tuple[Point, ...]) -> Told:
         """Results of earlier studies as they arrived, then batch by batch."""
@@ -206,10 +234,12 @@ class Search:
             for point in batch.points:
                 if point in self._rows:
                     results.setdefault(point, self._rows[point])
+        asked = dict.fromkeys(point for batch in batches for point in batch.points)
+        out = tuple(point for point in asked if point in self._out and point not in results)
         if not results:
-            return replace(Told.nothing(self._study.board), pending=pending)
+            return replace(Told.nothing(self._study.board), pending=pending, out=out)
         scores = np.stack([result.scores for result in results.values()])
-        return Told(tuple(results), scores, pending)
+        return Told(tuple(results), scores, pending, out)
 
     def _until(self, ready: Callable[[], bool], *, planning: bool = False) -> None:
         """Keep what arrives until ``ready()``, or until the budget is spent."""
@@ -247,22 +277,32 @@ class Search:
         begin = time.perf_counter()
         if not self.clock.evaluations:
             self.clock.loading = max(0.0, begin - self.clock.begun - outcome.seconds)
-        result = self.store.add(
-            Result(
-                job.point, job.split, outcome.scores, outcome.seconds, outcome.worker, job.reason
+        if outcome.out is not None:
+            self.store.put_out(job.point, outcome.out, outcome.seconds, outcome.worker)
+            self._out.add(job.point)
+        else:
+            self._known(
+                self.store.add(
+                    Result(
+                        job.point,
+                        job.split,
+                        outcome.scores,
+                        outcome.seconds,
+                        outcome.worker,
+                        job.reason,
+                    )
+                )
             )
-        )
         self.clock.keeping += time.perf_counter() - begin
         self.clock.setting += outcome.setting
         self.clock.scoring += outcome.scoring
         self.clock.evaluations += 1
         self._open.discard(job.point)
-        self._known(result)
         spent = self.clock.setting + self.clock.scoring
         pace = spent / self.clock.evaluations / self.crew.size
         wanted = len(self._hits)
         self.watch.progress(
-            Progress(self.measured, self.budget.evaluations, self.found, wanted, pace)
+            Progress(self.looked, self.budget.evaluations, self.found, wanted, pace)
         )
 
     def _known(self, result: Result) -> None:
@@ -274,7 +314,7 @@ class Search:
         """Whether the budget is spent; then says so in ``why``."""
         left = self._hours_left()
         most = self.budget.evaluations
-        if (left is None or left > 0) and (most is None or self.measured < most):
+        if (left is None or left > 0) and (most is None or self.looked < most):
             return False
         self.why = self._budget_text()
         return True

@@ -84,7 +84,9 @@ def load_sets(main: Items, guards: Sequence[GuardData], holdout: str, limit: int
         return Sets(whole, None, known, "none, as asked")
     share = _share(holdout)
     if share is None:
-        return Sets(whole, (_other(main, holdout), *loaded), known, f"the items of {holdout}")
+        both = "; guards have the same items on both sides" if loaded else ""
+        held_out = (_other(main, holdout), *loaded)
+        return Sets(whole, held_out, known, f"the items of {holdout}{both}")
     kept, held = parted(main, share)
     if len(held.domains) < len(main.domains) or len(kept.domains) < len(main.domains):
         raise DataError(

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from avops.search.racing import Out
+
+OUT = "out"
+"""The kind of note that says why a point was measured on some of its items only."""
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -66,11 +71,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Batch:
-    """Points that a strategy asked for at once, with a reason for each. note: its remark."""
+    """Points that a strategy asked for at once, with a reason for each. note: its remark.
+
+    against: the incumbent that they race; None where they do not.
+    """
 
     points: tuple[Point, ...]
     reasons: tuple[str, ...] = ()
     note: str = ""
+    against: Point | None = None
     number: int = field(default=0, compare=False)
 
 
@@ -243,6 +252,8 @@ class Store:
             "reasons": list(batch.reasons),
             "note": batch.note,
         }
+        if batch.against is not None:
+            data["against"] = list(batch.against)
         number = self._write(
             "INSERT INTO asked (study, batch) VALUES (?, ?)",
             (self.number, json.dumps(data, ensure_ascii=False)),
@@ -259,8 +270,33 @@ class Store:
         for number, text in rows:
             data = json.loads(text)
             points = tuple(map(tuple, data["points"]))
-            found.append(Batch(points, tuple(data["reasons"]), data["note"], number))
+            against = tuple(data["against"]) if "against" in data else None
+            found.append(Batch(points, tuple(data["reasons"]), data["note"], against, number))
         return found
+
+    def put_out(self, point: Point, out: Out, seconds: float, worker: str) -> None:
+        """Keep that ``point`` lost this study's race, and why; its scores are not kept."""
+        self.note(
+            OUT,
+            study=self.number,
+            point=list(point),
+            against=list(out.against),
+            margin=out.margin,
+            doubt=out.doubt,
+            items=out.items,
+            of=out.of,
+            reason=out.reason,
+            seconds=seconds,
+            worker=worker,
+        )
+
+    def outs(self) -> dict[Point, Note]:
+        """The points that were put out of this study's race, in order.
+
+        Another study wants something else: what it put out is free here.
+        """
+        notes = (note for note in self.notes(OUT) if note.value["study"] == self.number)
+        return {tuple(note.value["point"]): note for note in notes}
 
     def note(self, kind: str, **value: Any) -> None:
         """Keep an event; ``value`` is JSON-able."""

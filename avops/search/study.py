@@ -38,7 +38,8 @@ class Study:
     """What is searched: where, for what, judged how, by which strategy.
 
     board: of the search items. holdout: of the held-out items, None without any. baselines: which
-    of BASELINES are measured, too. batch: how many points a strategy is asked for at once.
+    of BASELINES are measured, too. batch: how many points a strategy is asked for at once. race:
+    whether candidates for the one wanted combination that clearly lose stop early (``racing``).
     """
 
     space: Space
@@ -49,6 +50,7 @@ class Study:
     seed: int = 0
     baselines: tuple[str, ...] = ()
     batch: int = 1
+    race: bool = False
 
     @property
     def problem(self) -> Problem:
@@ -74,6 +76,7 @@ class Study:
             "seed": self.seed,
             "baselines": list(self.baselines),
             "batch": self.batch,
+            "race": self.race,
         }
         return json.dumps(data, ensure_ascii=False)
 
@@ -96,6 +99,7 @@ class Study:
                 seed=data["seed"],
                 baselines=tuple(data["baselines"]),
                 batch=data["batch"],
+                race=data.get("race", False),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(

@@ -136,3 +136,26 @@ def test_options_of_a_merge_need_an_output(
 ) -> None:
     assert main(["apply", "run", "--want", of(run, "confirmed"), "--dry-run"]) == 2
     assert "without -o OUT" in capsys.readouterr().err
+
+
+def test_rounding_otherwise_than_measured_is_said(
+    run: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
+    want = of(run, "confirmed")
+    assert main(["apply", "run", "--want", want, "-o", "same.safetensors"]) == 0
+    assert "measured as" not in capsys.readouterr().err
+    for words in (["--dtype", "bf16"], ["--rounding", "nearest"], ["--seed", "8"]):
+        out = f"{words[1]}.safetensors"
+        rounding = [] if words[0] != "--seed" else ["--rounding", "dither"]
+        assert main(["apply", "run", "--want", want, "-o", out, *words, *rounding]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "measured as the base's dtype, dither, seed 7" in said, words
+        assert "confirmed:" not in said
+
+
+@pytest.mark.parametrize("words", [["--force"], ["--seed", "3"], ["--base", "base.safetensors"]])
+def test_no_option_of_a_merge_is_passed_over(
+    run: list[Finding], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["apply", "run", "--want", of(run, "confirmed"), *words]) == 2
+    assert "without -o OUT" in capsys.readouterr().err

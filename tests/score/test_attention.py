@@ -84,7 +84,7 @@ def test_every_row_sees_its_own_past(
 ) -> None:
     monkeypatch.setattr(attention, "PIECE_ROWS", piece_rows)
     parts = states(tree)
-    layout = Layout(tree, "cpu")
+    layout = Layout(tree)
     with attending(layout):
         got, weights = tree_attention(
             CAUSAL, *parts, None, scaling=scaling, sliding_window=window, softcap=cap, dropout=0.0
@@ -116,10 +116,10 @@ def test_a_wrong_alignment_would_show(tree: Tree) -> None:
 def test_masks_are_bounded(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "PIECE_ROWS", 2)
     monkeypatch.setattr(attention, "KEPT_MASKS", 40)
-    layout = Layout(tree, "cpu")
+    layout = Layout(tree)
     sizes = []
     for piece in layout.pieces(4, whole=True):
-        sizes.append(layout.mask(piece, 4, torch.float32).shape)
+        sizes.append(layout.mask(piece, 4, torch.empty(0)).shape)
         assert piece.keys <= 4 + 2 - 1  # keys that no query sees are not fetched
     assert max(rows for rows, _ in sizes) == 2
     assert 0 < sum(mask.numel() for mask in layout._masks.values()) <= 40
@@ -138,7 +138,7 @@ def test_masks_are_bounded(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_tree_cannot_give_is_refused(tree: Tree, asked: dict[str, Any], reason: str) -> None:
     mask = asked.pop("attention_mask", None)
     with (
-        attending(Layout(tree, "cpu")),
+        attending(Layout(tree)),
         pytest.raises(UnsupportedAttentionError, match=reason),
     ):
         tree_attention(CAUSAL, *states(tree), mask, **asked)
@@ -148,7 +148,7 @@ def test_refused_outside_of_a_run_and_where_not_causal(tree: Tree) -> None:
     with pytest.raises(UnsupportedAttentionError, match="called outside of a scoring run"):
         tree_attention(CAUSAL, *states(tree), None)
     with (
-        attending(Layout(tree, "cpu")),
+        attending(Layout(tree)),
         pytest.raises(UnsupportedAttentionError, match="not causal"),
     ):
         tree_attention(SimpleNamespace(is_causal=False), *states(tree), None)
@@ -201,7 +201,7 @@ def test_varlen_gets_the_same_tree(
     monkeypatch.setattr(attention, "_varlen_attention", lambda: call)
     monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
     parts = states(tree)
-    with attending(Layout(tree, "cpu")):
+    with attending(Layout(tree)):
         got, _ = tree_attention(CAUSAL, *parts, None, sliding_window=window)
     want, bound = plain(tree, parts, window, None, 8**-0.5)
     assert ((got[0].double() - want).abs() <= bound).all()
@@ -227,7 +227,7 @@ def test_on_cuda(tree: Tree, dtype: torch.dtype, window: int | None, cap: float 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     parts = [part.cuda() for part in states(tree, dtype, 64)]
-    with attending(Layout(tree, "cuda")):
+    with attending(Layout(tree)):
         got, _ = tree_attention(CAUSAL, *parts, None, sliding_window=window, softcap=cap)
     want, bound = plain(tree, parts, window, cap, 64**-0.5)
     own = torch.finfo(dtype).eps / 2

@@ -57,17 +57,21 @@ def test_forty_candidates_need_no_more_than_two(project: SmallProject, dtype: st
     evaluator = Evaluator(Setup("base.safetensors", (MED,), "items.jsonl", device="cpu",
                                 dtype=dtype, batch_tokens=200))  # fmt: skip
 
-    def candidate(number: int) -> dict[str, Any]:
+    def candidate(number: int) -> None:
         lam = parse_lam(f"{number / 10 - 2:.1f}", "test")
         scores = evaluator.evaluate([Term(MED, lam, str(lam))])
         assert math.isfinite(float(scores.sum()))
-        del scores
+
+    def measured() -> dict[str, Any]:
         gc.collect()
         return {"tensors": tensors(), "malloc": malloc_bytes(), "resident": resident_bytes()}
 
-    candidate(0)
-    second = candidate(1)
-    last = [candidate(number) for number in range(2, CANDIDATES)][-1]
+    for number in range(2):
+        candidate(number)
+    second = measured()
+    for number in range(2, CANDIDATES):
+        candidate(number)
+    last = measured()
     assert last["tensors"] == second["tensors"]
     # One run's log-probs, kept by each candidate, are the least that could be left behind.
     least = 4 * int(evaluator.plan.scored.sum()) * (CANDIDATES - 2)

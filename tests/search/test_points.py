@@ -187,7 +187,7 @@ def test_holding_out_rules(pairs: SmallProject) -> None:
     assert len(sets.search[0]) == 12
     assert sets.holdout is not None
     assert len(sets.holdout[0]) == 12
-    assert sets.rule == "the items of others.jsonl"
+    assert sets.rule == "the items of others.jsonl; guards have the same items on both sides"
 
 
 def test_guards_are_read() -> None:

@@ -160,7 +160,8 @@ class Report:
         found = []
         rows = dict(self.facts.baselines)
         if self.origin in self.places:
-            name = "λ = 0" if not any(self.origin) else self.space.name(self.origin)
+            bare = not any(self.origin) and not self.space.fixed
+            name = "λ = 0" if bare else self.space.name(self.origin)
             found.append(self._baseline(name, "base", self._scores(self.origin)))
         if "base" in rows:
             found.append(self._baseline("base", "base", rows.pop("base")))
@@ -168,7 +169,8 @@ class Report:
         for number, axis in enumerate(self.space.axes):
             for point in self.on_axis(number):
                 if point != self.origin:
-                    name = f"{axis.name} {axis.text(point[number])}"
+                    fixed = "".join(f", {term}" for term in self.space.fixed)
+                    name = f"{axis.name} {axis.text(point[number])}{fixed}"
                     found.append(self._baseline(name, "sweep", self._scores(point)))
         return tuple(found)
 

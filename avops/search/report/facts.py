@@ -85,7 +85,7 @@ def facts_of(store: Store, *, model: bool = True) -> Facts:
         rows = {result.point: result.scores for result in store.results(HOLDOUT)}
         held = HoldOut(study.holdout, rows)
     notes = store.notes()
-    ended = _last(notes, ENDED)
+    ended = last_end(notes)
     command, rebuilt = _command(store, notes)
     return Facts(
         name=str(store.directory),
@@ -120,6 +120,16 @@ def facts_of(store: Store, *, model: bool = True) -> Facts:
     )
 
 
+def last_end(notes: Sequence[Note]) -> Mapping[str, Any]:
+    """How the latest command ended; nothing where it did not say, or has only begun."""
+    for note in reversed(notes):
+        if note.kind == ENDED:
+            return note.value
+        if note.kind == COMMAND:
+            break
+    return {}
+
+
 def busy(results: Sequence[Result]) -> tuple[float, ...]:
     """Seconds in which some worker was at work, until each of ``results`` arrived."""
     found, total, until = [], 0.0, float("-inf")
@@ -141,6 +151,8 @@ def rebuilt_command(study: Study, identity: Identity, directory: str) -> str:
     words += ["--max-sum", exact_text(space.bound)] if space.bound is not None else []
     everything = study.wants == study.board.combinations()
     words += ["--want", *(["all"] if everything else map(str, study.wants))]
+    if len(study.wants) == 1:
+        words += ["--race" if study.race else "--no-race"]
     words += ["--strategy", study.strategy, "--seed", str(study.seed), "--run", directory]
     return shlex.join(words)
 

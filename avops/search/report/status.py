@@ -41,7 +41,8 @@ class Status:
     search ended, None while it runs or after a kill. held, baselines: evaluations of these kinds.
     waiting: points that were asked for and are not there yet. pace: seconds per evaluation at the
     present number of workers, pauses left out. left: until everything is measured, only where that
-    is what the strategy does. last: the latest event, and when.
+    is what the strategy does. last: the latest event, and when. out: points that were put out of
+    the race on some of their items.
     """
 
     run: str
@@ -62,6 +63,7 @@ class Status:
     last_at: float | None
     workers: tuple[Worker, ...]
     note: str
+    out: int = 0
 
     @property
     def running(self) -> bool:
@@ -75,7 +77,7 @@ class Status:
 
 def status_of(store: Store) -> Status:
     """The state of ``store``, also while another process writes it."""
-    study, notes = store.study, store.notes()
+    study, notes, outs = store.study, store.notes(), store.outs()
     results = [result for result in store.results(SEARCH) if result.point in study.space]
     after = store.results(HOLDOUT) if study.holdout is not None else []
     names = [name for name in store.splits() if name.startswith(BASELINE)]
@@ -89,6 +91,7 @@ def status_of(store: Store) -> Status:
         # The first one tells only when the others began.
         pace = (recent[-1] - recent[0]) / (len(recent) - 1)
     everything = study.strategy.startswith("grid")
+    unseen = len(study.space) - len(known | outs.keys())
     last, at = _last([*results, *after, *others], notes, store)
     said = [note.value["text"] for note in notes if note.kind == "strategy"]
     done = busy(results)
@@ -99,18 +102,19 @@ def status_of(store: Store) -> Status:
         ended=None if process is not None else _why(notes),
         measured=len(results),
         points=len(study.space),
-        waiting=len(asked - known),
+        waiting=len(asked - known - outs.keys()),
         found=_found(store),
         wanted=len(study.wants),
         held=len(after),
         baselines=len(others),
         seconds=done[-1] if done else 0.0,
         pace=pace,
-        left=pace * (len(study.space) - len(results)) if everything and pace is not None else None,
+        left=pace * unseen if everything and pace is not None else None,
         last=last,
         last_at=at,
         workers=_workers([*results, *after, *others]),
         note=said[-1] if said else "",
+        out=len(outs.keys() - known),
     )
 
 

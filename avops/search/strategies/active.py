@@ -46,17 +46,17 @@ class Active:
 
     def ask(self, told: Told, count: int) -> Ask:
         """See Strategy."""
-        taken = {*told.points, *told.pending}
+        taken = told.taken
         first = [point for point in self._first if point not in taken]
         if first:
             some = tuple(first[:count])
-            return Ask(some, ("first points",) * len(some))
+            return Ask(some, ("first points",) * len(some), whole=True)
         if len(taken) >= len(self._problem.space):
             return Ask((), why_done=f"all {len(taken):,} points were asked for")
         if 2 * len(told.points) < len(self._first):
             # Workers are free before a model can be fitted.
             some = filling(self._problem.space, self._problem.seed, taken, count)
-            return Ask(some, ("fills the space",) * len(some))
+            return Ask(some, ("fills the space",) * len(some), whole=True)
         doubted = self._doubted(told)
         if doubted is not None:
             return self._best_first(told, doubted, count)
@@ -111,7 +111,8 @@ class Active:
         self._fallback = self._fallback or Grid(self._problem, order="best")
         asked = self._fallback.ask(told, count)
         note = f"the model does not fit: {model.fit.reason}; the grid is taken best first"
-        return Ask(asked.points, asked.reasons, note, asked.why_done)
+        # Only what is measured on all items can make the model fit.
+        return Ask(asked.points, asked.reasons, note, asked.why_done, whole=True)
 
 
 def _settings(options: dict[str, float]) -> Settings:

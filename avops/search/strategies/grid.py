@@ -45,10 +45,10 @@ class Grid:
         self._nearby = Nearby(problem) if order == "best" else None
 
     def ask(self, told: Told, count: int) -> Ask:
-        """The next points of the order that are neither measured nor pending."""
+        """The next points of the order that are not taken."""
         if self._stop == "found" and found_all(self._problem, told):
             return Ask((), why_done="every wanted combination was found")
-        taken = {*told.points, *told.pending}
+        taken = told.taken
         points, reasons = self._best(told, taken, count)
         for point in self._rest(taken.union(points)):
             if len(points) >= count:

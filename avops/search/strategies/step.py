@@ -59,7 +59,7 @@ class Step:
         self._problem, self._settings, self._model, self._first = problem, settings, model, first
         space, told = problem.space, model.told
         self._free = np.ones(len(space), np.bool_)
-        self._free[[space.row(p) for p in (*told.points, *told.pending) if p in space]] = False
+        self._free[[space.row(p) for p in told.taken if p in space]] = False
         self._pending = np.array([space.row(p) for p in told.pending if p in space], dtype=np.intp)
         self._reached = np.asarray(model.hit.any(axis=0))
         self._best = model.margin.max(axis=0)
@@ -70,7 +70,7 @@ class Step:
         if len(self._sought) and self._plausible:
             return self._seek(count)
         told = self._model.told
-        spent = len(told.points) + len(told.pending) - self._first
+        spent = len(told.taken) - self._first
         left = int(self._settings.polish * self._reached.sum()) - spent
         if left > 0:
             asked = self._polish(min(count, left))
@@ -247,7 +247,8 @@ class Step:
         most = float(np.maximum(self._joint, self._chance[:, self._sought].max(axis=0)).max())
         return (
             f"{len(self._sought)} combinations were not found, and the likeliest of them has a "
-            f"probability of {most:.1%} to be anywhere (below {self._settings.give_up:.0%})"
+            f"probability of {_chance_text(most)} to be anywhere (below "
+            f"{self._settings.give_up:.0%})"
         )
 
 
@@ -297,3 +298,8 @@ def _leaders(chance: F64, wants: NDArray[np.intp], count: int) -> NDArray[np.int
         return np.empty(0, np.intp)
     top = np.argpartition(-np.round(chance[:, wants], 12), count - 1, axis=0)[:count]
     return np.unique(top)
+
+
+def _chance_text(chance: float) -> str:
+    """Never 0 for what is not impossible."""
+    return "below 0.1%" if chance < 0.001 else f"{chance:.1%}"

@@ -34,12 +34,19 @@ class Problem:
 class Told:
     """Measured points in the order they arrived, with scores f32 [point, outputs].
 
-    pending: points that are being measured at the moment.
+    pending: points that are being measured at the moment. out: points that were put out of a race:
+    measured on some items, without scores, and not to be measured again.
     """
 
     points: tuple[Point, ...]
     scores: NDArray[np.float32]
     pending: tuple[Point, ...] = ()
+    out: tuple[Point, ...] = ()
+
+    @property
+    def taken(self) -> set[Point]:
+        """Points that must not be asked for."""
+        return {*self.points, *self.pending, *self.out}
 
     @classmethod
     def nothing(cls, board: Board) -> Told:
@@ -81,7 +88,7 @@ class Ask:
     """Points to measure next, with the reason for each; no points: the strategy has finished.
 
     note: what the user should know now, such as that a model does not fit. why_done: set when it
-    has finished.
+    has finished. whole: the strategy needs all scores of these points, so they are not raced.
     """
 
     points: tuple[Point, ...]
@@ -89,6 +96,7 @@ class Ask:
     note: str = ""
     why_done: str = ""
     outlook: Outlook | None = field(default=None, compare=False)
+    whole: bool = False
 
 
 class Strategy(Protocol):
@@ -97,7 +105,7 @@ class Strategy(Protocol):
     name: str
 
     def ask(self, told: Told, count: int) -> Ask:
-        """At most ``count`` points of the space, none measured or pending."""
+        """At most ``count`` points of the space, none of ``told.taken``."""
 
     def outlook(self, told: Told) -> Outlook | None:
         """What its model says of the rest of the space; None for strategies without one."""

@@ -11,8 +11,9 @@ import pytest
 
 from avops.errors import OutputError, UserError
 from avops.search.report.export import COLUMNS, export
+from avops.search.report.facts import COMMAND, ENDED, last_end
 from avops.search.report.status import status_of, writer
-from avops.search.store import Batch, Store
+from avops.search.store import Batch, Note, Store
 from made_run import make_run
 
 
@@ -134,3 +135,10 @@ def test_an_export_holds_one_point_at_a_time(tmp_path: Path) -> None:
     peak(tmp_path / "small")  # what is made once
     # Ten times the points; keys of points are all that may grow, about 200 bytes each.
     assert peak(tmp_path / "large") < peak(tmp_path / "small") + 100 * 400
+
+
+def test_how_an_earlier_command_ended_says_nothing_of_the_latest() -> None:
+    began, ended = Note(COMMAND, {"words": []}), Note(ENDED, {"why": "x", "exhausted": True})
+    assert last_end([began, ended, Note("times", {})]) == ended.value
+    assert last_end([began, ended, began]) == {}
+    assert last_end([]) == {}
