@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,10 @@ def test_python_and_numpy_allocate_nothing_that_stays(
     tracemalloc.start()
     try:
         turn()
-        before = turn()
-        # A list that is kept each time takes 56 bytes of its own, an array more.
-        assert turn() - before < RUNS * 56
+        held = [turn() for _ in range(5)]
+        # A list that is kept each time takes 56 bytes of its own, an array more; it would show in
+        # every turn, other threads' allocations only in some.
+        assert min(after - before for before, after in pairwise(held)) < RUNS * 56
     finally:
         tracemalloc.stop()
 
