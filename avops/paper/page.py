@@ -49,7 +49,7 @@ def _head(world: World, plan: Plan, *, quick: bool) -> str:
             "spectrum* ([arXiv 2410.19206](https://arxiv.org/abs/2410.19206)), measured again by "
             f"`avops paper --seed {world.seed}`; {counts}, λ chosen on other (validation) items. "
             "Shares stand with Wilson 95 % intervals; a star marks a dominant level. The paper's "
-            "figures stand where this project knows them; its tables of shares are not copied here."
+            "figures stand where this project knows them; its tables could not be read here."
         ),
         "",
     ]
@@ -84,10 +84,13 @@ def _tables(book: Book, plan: Plan) -> list[str]:
         + tables.prompting_table(book["prompting"], judged),
         "## Table 3: by alignment vectors\n\nShare of each level at the λ with the largest margin "
         "on validation items.\n\n" + tables.editing_table(book["editing"], judged),
+        _published(book["editing"]),
         _agreement(judged),
         "## Figure 2: the dials\n\n" + _pictures("2", DOMAINS),
         "## Table 4: elsewhere\n\n" + tables.effects_table(book["effects"]),
-        "## Figure 3: the safety vector\n\n" + _pictures("3", ("safety", "helpful", "domains")),
+        "## Figure 3: the safety vector\n\nThe paper, by the same summary: safe answers preferred "
+        f"in {published.SAFE[0]:.2f} at λ {published.SAFE[1]}.\n\n"
+        + _pictures("3", ("safety", "helpful", "domains")),
         "## Figure 4: on a safety-aligned model\n\nThe domain's vector is added to base + safety "
         "vector.\n\n" + _pictures("4", DOMAINS) + _safety_kept(book["transfer"]),
         _search(search),
@@ -105,6 +108,25 @@ def _search(search: Mapping[str, Any]) -> str:
         f"The paper's grid has {published.GRID:,} points at about {published.SECONDS_A_POINT} s "
         f"({published.GPU_HOURS} A100 hours), and reaches {published.REACHED} of "
         f"{published.COMBINATIONS}.\n\n" + tables.combinations_table(search)
+    )
+
+
+def _published(editing: Mapping[str, Any]) -> str:
+    """The paper's expert shares, as far as they are known, beside those here."""
+    rows = [
+        [
+            domain,
+            f"{share:.2f} at λ {lam}",
+            (
+                f"{editing[f'{domain} exp']['test'][domain]['exp'][0]:.2f} "
+                f"at λ {editing[f'{domain} exp']['lam']}"
+            ),
+        ]
+        for domain, (share, lam) in published.EXPERT.items()
+    ]
+    return (
+        "Of the paper's shares these are known here, from a summary of it by others:\n\n"
+        + tables.markdown(("expert share", "the paper (Mistral-7B)", "here"), rows)
     )
 
 

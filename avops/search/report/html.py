@@ -94,7 +94,7 @@ def _reached(report: Report) -> str:
         ("#", True),
         ("combination", False),
         ("verdict", False),
-        ("λ, as words of --av", False),
+        ("λ", False),
     ]
     heads += [(f"{name}: share", False) for name in names] + [("margin", True)]
     heads += [("effective λ", False), ("unchanged", True)] if saved else []
@@ -110,7 +110,7 @@ def _reached(report: Report) -> str:
     )
     note = (
         "<p>Effective λ: what is left of each λ after rounding to the dtype that is saved. "
-        "Swallowed: share of elements that stay as they are in the base.</p>"
+        "Unchanged: share of elements that stay as they are in the base.</p>"
         if saved
         else ""
     )
@@ -257,6 +257,6 @@ def _table(name: str, caption: str, heads: Sequence[tuple[str, bool]], rows: Seq
     body = "".join(f"<tr>{row}</tr>\n" for row in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>\n"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{top}</tr></thead>\n"
         f"<tbody>\n{body}</tbody></table></div>"
     )

@@ -8,7 +8,7 @@ CSS = """
   --ink: #e6e9ed; --muted: #a3adb8; --rule: #3a424c; --paper: #14181d; --soft: #1d232a;
   --good: #5cd6a9; --fair: #f0b849; --accent: #6cb8f0; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 72rem; background: var(--paper);
+body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 76rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: .5rem;
@@ -31,6 +31,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; margin: .
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding: .25rem 0 .5rem; }
+caption span { display: block; max-width: min(46rem, calc(100vw - 2rem)); }
 th, td { padding: .32rem .65rem .32rem 0; border-bottom: 1px solid var(--rule); text-align: left;
   vertical-align: top; white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--rule); }
