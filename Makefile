@@ -13,7 +13,7 @@ setup: $(READY)
 
 # Installed again when the native code or the packaging changes.
 $(READY): $(SOURCES)
-	@echo "setting up $(VENV): avops, torch, transformers and the test tools (about 2 GB, once)"
+	@echo "setting up $(VENV): avops, torch, transformers and the test tools (about 3 GB, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -U pip setuptools
 	@$(PIP) -e '.[dev]'
