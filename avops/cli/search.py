@@ -223,7 +223,7 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
             finally:
                 watch.close()
                 _note_times(search)
-            from avops.search.strategies.step import CANDIDATES
+            from avops.search.strategies.step import looks_at_all
 
             outlook = strategy.outlook(told)
             exhausted = bool(
@@ -231,7 +231,7 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
                 and search.finished
                 and outlook is not None
                 and outlook.fit.trusted
-                and len(asked.study.space) <= CANDIDATES
+                and looks_at_all(asked.study.problem)
             )
             store.note(ENDED, why=why, exhausted=exhausted)
             result = search_show.Found.of(

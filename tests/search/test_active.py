@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -21,7 +22,7 @@ from avops.search.strategies.design import (
 )
 from avops.search.strategies.fitted import fit_model
 from avops.search.strategies.gp import Process
-from avops.search.strategies.step import CANDIDATES, Batch
+from avops.search.strategies.step import CANDIDATES, CHANCES, Batch, looks_at_all
 from avops.search.strategies.strategy import Problem, Told
 from search.truths import Truth, noise, play, space_of, truth
 
@@ -269,3 +270,15 @@ def test_unknown_and_bad_options_are_refused() -> None:
         Active(TWO.problem, polished=1)
     with pytest.raises(RecipeError, match="give_up is -0.1, expected 0 or more"):
         Active(TWO.problem, give_up=-0.1)
+
+
+def test_exhausted_is_said_only_where_every_point_was_looked_at() -> None:
+    """A sample proves nothing of the rest: large spaces, and small ones with many combinations."""
+    problem = THREE.problem
+    assert len(problem.space) > 1000
+    assert looks_at_all(problem)
+    many = CHANCES // len(problem.space) + 1
+    assert not looks_at_all(replace(problem, wants=(problem.wants[0],) * many))
+    wide = space_of(4)
+    assert len(wide) > CANDIDATES
+    assert not looks_at_all(replace(problem, space=wide))

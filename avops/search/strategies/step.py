@@ -95,7 +95,7 @@ class Step:
     def _looked(self) -> tuple[NDArray[np.intp], F64]:
         """Rows of free candidates and the chances of all combinations there, [row, want]."""
         space, seed = self._problem.space, self._problem.seed
-        most = max(1_000, min(CANDIDATES, CHANCES // len(self._problem.wants)))
+        most = _most(len(self._problem.wants))
         rows = sample_rows(space, most, (seed, len(self._model.told.points)))
         rows = rows[self._free[rows]]
         chance = self._chance_at(rows)
@@ -298,6 +298,16 @@ def _leaders(chance: F64, wants: NDArray[np.intp], count: int) -> NDArray[np.int
         return np.empty(0, np.intp)
     top = np.argpartition(-np.round(chance[:, wants], 12), count - 1, axis=0)[:count]
     return np.unique(top)
+
+
+def looks_at_all(problem: Problem) -> bool:
+    """Whether every point of the space is looked at, rather than a sample of them."""
+    return len(problem.space) <= _most(len(problem.wants))
+
+
+def _most(wants: int) -> int:
+    """Points that are looked at, at most."""
+    return max(1_000, min(CANDIDATES, CHANCES // wants))
 
 
 def _chance_text(chance: float) -> str:
