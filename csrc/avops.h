@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a signature or struct here; avops/kernels/extension.py holds its twin. */
-#define AVOPS_ABI 7
+#define AVOPS_ABI 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -142,6 +142,34 @@ void avops_rms_norm(const void *x, const void *weight, int32_t dtype, float epsi
  * Contract: avops/kernels/rope. */
 void avops_rope(void *x, const void *cosine, const void *sine, int32_t dtype, int64_t rows,
                 int64_t heads, int64_t size, int32_t threads);
+
+/* Weights of one product: `outputs` rows as wide as its input, and as many biases, or NULL. out is
+ * [rows][outputs]. */
+typedef struct {
+    const void *weight;
+    const void *bias;
+    void *out;
+    int64_t outputs;
+} avops_projection;
+
+/* Bytes that `rows` rows of `dim` elements take when packed. */
+int64_t avops_packed_bytes(int32_t dtype, int64_t rows, int64_t dim);
+
+/* out = x @ weight.T + bias for each of `count` projections of x, [rows][dim]; all f32, or all bf16, in
+ * memory without overlap. scratch: avops_packed_bytes(dtype, rows, dim), aligned to 64. f32 where
+ * avops_head_path() is AVOPS_AVX512 at least, bf16 where it is AVOPS_AVX512_BF16.
+ * Contract: avops/kernels/linear. */
+void avops_linear(int32_t dtype, const void *x, int64_t rows, int64_t dim,
+                  const avops_projection *projections, int64_t count, void *scratch, int32_t threads);
+
+/* down of silu(gate of x) * (up of x), where gate and up have as many outputs as the weight of down is
+ * wide; their out is not looked at. scratch: that of x, and that of down's input behind it. Otherwise as
+ * avops_linear. Contract: avops/kernels/gated_mlp. */
+void avops_gated_mlp(int32_t dtype, const void *x, int64_t rows, int64_t dim, avops_projection gate,
+                     avops_projection up, avops_projection down, void *scratch, int32_t threads);
+
+/* 1 on processors of AMD, else 0. */
+int32_t avops_is_amd(void);
 
 /* Rows of `size` elements: `head` elements from one head to the next, `row` from row to row. */
 typedef struct {

@@ -1,9 +1,7 @@
 // avops: the engine's functions of avops._native, for module.cpp.
 #pragma once
 
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "arguments.h"
 
 namespace avops {
 

@@ -1,4 +1,4 @@
-// avops: exp, log and tanh in plain C++, so that loops over them vectorise and give the same bits on
+// avops: exp, log, tanh and silu in plain C++, so that loops over them vectorise and give the same bits on
 // every machine: each product and sum is rounded once, no FMA (the build says -ffp-contract=off).
 //
 // Arguments are cut to |r| <= ln 2 / 2 with ln 2 in two parts, the first short enough that n * kLn2High
@@ -43,6 +43,14 @@ AVOPS_INLINE float exp_of_negative(float x) {
     const float r = reduce(x, &power);
     const float value = (1.0f + exp_minus_one_near_zero(r)) * power;
     return x < kLeastExponent ? 0.0f : value;
+}
+
+// x / (1 + e^-x), with e = e^-|x|: as x * (1 / (1 + e)), or below 0 as x * (e / (1 + e)). Within 6
+// roundings for x >= -87, 0 below; NaN for NaN and -infinity.
+AVOPS_INLINE float silu(float x) {
+    const float e = exp_of_negative(-float_of(bits_of(x) & 0x7fffffffu));
+    const float above = x < 0.0f ? e : 1.0f;
+    return x * (above / (1.0f + e));
 }
 
 // tanh x: within 3 ulp, odd, NaN for NaN. With m = e^(2|x|) - 1, tanh |x| = m / (m + 2).

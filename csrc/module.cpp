@@ -3,12 +3,10 @@
 // Arrays come as addresses and element counts, because that API has no buffer protocol yet; the
 // caller (avops/kernels/*/native.py) keeps them alive and has checked them. The GIL is released
 // while an operation runs.
-#define Py_LIMITED_API 0x030A0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+#include "arguments.h"
 #include "avops.h"
 #include "engine_module.h"
+#include "forward_module.h"
 
 #include <cstdint>
 #include <new>
@@ -16,15 +14,7 @@
 
 namespace {
 
-void *address_of(PyObject *number) { return PyLong_AsVoidPtr(number); }
-
-int32_t int32_of(PyObject *number) { return static_cast<int32_t>(PyLong_AsLong(number)); }
-
-bool expect_arguments(const char *name, Py_ssize_t got, Py_ssize_t expected) {
-    if (got == expected) return true;
-    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments, got %zd", name, expected, got);
-    return false;
-}
+using namespace avops;
 
 // One tuple (address, dtype, lam, aligned).
 bool read_term(PyObject *tuple, avops_term *term) {
@@ -142,142 +132,6 @@ PyObject *diff(PyObject *, PyObject *const *args, Py_ssize_t count) {
                          static_cast<long long>(counts.zeros));
 }
 
-// One tuple (multiply, divide, softcap).
-bool read_logits(PyObject *tuple, avops_logits *rule) {
-    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 3) {
-        PyErr_SetString(PyExc_TypeError, "a rule is a tuple (multiply, divide, softcap)");
-        return false;
-    }
-    rule->multiply = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 0)));
-    rule->divide = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 1)));
-    rule->softcap = static_cast<float>(PyFloat_AsDouble(PyTuple_GetItem(tuple, 2)));
-    return !PyErr_Occurred();
-}
-
-PyObject *logprob(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("logprob", count, 8)) return nullptr;
-    const float *logits = static_cast<const float *>(address_of(args[0]));
-    const int64_t rows = PyLong_AsLongLong(args[1]);
-    const int64_t columns = PyLong_AsLongLong(args[2]);
-    const int64_t stride = PyLong_AsLongLong(args[3]);
-    const int64_t *targets = static_cast<const int64_t *>(address_of(args[4]));
-    avops_logits rule;
-    if (!read_logits(args[5], &rule)) return nullptr;
-    float *out = static_cast<float *>(address_of(args[6]));
-    const int32_t threads = int32_of(args[7]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_logprob(logits, rows, columns, stride, targets, rule, out, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject *head_scratch(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("head_scratch", count, 1)) return nullptr;
-    const int64_t dim = PyLong_AsLongLong(args[0]);
-    if (PyErr_Occurred()) return nullptr;
-    return PyLong_FromLongLong(avops_head_scratch(dim));
-}
-
-PyObject *head_logprob(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("head_logprob", count, 15)) return nullptr;
-    const avops_input hidden = {address_of(args[0]), int32_of(args[1])};
-    const int64_t rows = PyLong_AsLongLong(args[2]);
-    const avops_input weight = {address_of(args[3]), int32_of(args[4])};
-    const avops_input bias = {address_of(args[5]), int32_of(args[6])};
-    const int64_t vocabulary = PyLong_AsLongLong(args[7]);
-    const int64_t dim = PyLong_AsLongLong(args[8]);
-    const int64_t *targets = static_cast<const int64_t *>(address_of(args[9]));
-    avops_logits rule;
-    if (!read_logits(args[10], &rule)) return nullptr;
-    float *out = static_cast<float *>(address_of(args[11]));
-    const int32_t path = int32_of(args[12]);
-    void *scratch = address_of(args[13]);
-    const int32_t threads = int32_of(args[14]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_head_logprob(hidden, rows, weight, bias, vocabulary, dim, targets, rule, out, path, scratch,
-                       threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject *swiglu(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("swiglu", count, 5)) return nullptr;
-    void *gate = address_of(args[0]);
-    const void *up = address_of(args[1]);
-    const int32_t dtype = int32_of(args[2]);
-    const int64_t n = PyLong_AsLongLong(args[3]);
-    const int32_t threads = int32_of(args[4]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_swiglu(gate, up, dtype, n, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject *rms_norm(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("rms_norm", count, 8)) return nullptr;
-    const void *x = address_of(args[0]), *weight = address_of(args[1]);
-    const int32_t dtype = int32_of(args[2]);
-    const float epsilon = static_cast<float>(PyFloat_AsDouble(args[3]));
-    const int64_t rows = PyLong_AsLongLong(args[4]), n = PyLong_AsLongLong(args[5]);
-    void *out = address_of(args[6]);
-    const int32_t threads = int32_of(args[7]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_rms_norm(x, weight, dtype, epsilon, rows, n, out, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-PyObject *rope(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("rope", count, 8)) return nullptr;
-    void *x = address_of(args[0]);
-    const void *cosine = address_of(args[1]), *sine = address_of(args[2]);
-    const int32_t dtype = int32_of(args[3]);
-    const int64_t rows = PyLong_AsLongLong(args[4]), heads = PyLong_AsLongLong(args[5]);
-    const int64_t size = PyLong_AsLongLong(args[6]);
-    const int32_t threads = int32_of(args[7]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_rope(x, cosine, sine, dtype, rows, heads, size, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-// One tuple (address, head, row).
-avops_attention_rows read_rows(PyObject *tuple) {
-    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != 3) {
-        PyErr_SetString(PyExc_TypeError, "rows are a tuple (address, head, row)");
-        return {nullptr, 0, 0};
-    }
-    return {address_of(PyTuple_GetItem(tuple, 0)), PyLong_AsLongLong(PyTuple_GetItem(tuple, 1)),
-            PyLong_AsLongLong(PyTuple_GetItem(tuple, 2))};
-}
-
-PyObject *tree_attention(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect_arguments("tree_attention", count, 14)) return nullptr;
-    const int32_t dtype = int32_of(args[0]);
-    avops_attention_rows rows[4];
-    for (int k = 0; k < 4; ++k) {
-        rows[k] = read_rows(args[1 + k]);
-        if (PyErr_Occurred()) return nullptr;
-    }
-    const avops_attention_shape shape = {
-        PyLong_AsLongLong(args[5]), PyLong_AsLongLong(args[6]), PyLong_AsLongLong(args[7]),
-        PyLong_AsLongLong(args[8]), PyLong_AsLongLong(args[9]),
-        static_cast<float>(PyFloat_AsDouble(args[10]))};
-    const avops_attention_node *nodes = static_cast<const avops_attention_node *>(address_of(args[11]));
-    const int64_t *spans = static_cast<const int64_t *>(address_of(args[12]));
-    const int32_t threads = int32_of(args[13]);
-    if (PyErr_Occurred()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    avops_tree_attention(dtype, rows[0], rows[1], rows[2], rows[3], shape, nodes, spans, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
 template <class Function>
 PyCFunction method(Function function) {
     // Python's own cast: the table stores one function type, the flags say which one it is.
@@ -301,20 +155,25 @@ PyMethodDef methods[] = {
      "head_logprob(hidden, dtype, rows, weight, dtype, bias, dtype, vocabulary, dim, targets, "
      "(multiply, divide, softcap), out, path, scratch, threads)"},
     {"swiglu", method(swiglu), METH_FASTCALL, "swiglu(gate, up, dtype, n, threads)"},
+    {"packed_bytes", method(packed_bytes), METH_FASTCALL, "packed_bytes(dtype, rows, dim) -> bytes"},
+    {"linear", method(linear), METH_FASTCALL,
+     "linear(dtype, x, rows, dim, projections, scratch, threads)"},
+    {"gated_mlp", method(gated_mlp), METH_FASTCALL,
+     "gated_mlp(dtype, x, rows, dim, gate, up, down, scratch, threads)"},
     {"rms_norm", method(rms_norm), METH_FASTCALL,
      "rms_norm(x, weight, dtype, epsilon, rows, n, out, threads)"},
     {"rope", method(rope), METH_FASTCALL, "rope(x, cosine, sine, dtype, rows, heads, size, threads)"},
     {"tree_attention", method(tree_attention), METH_FASTCALL,
      "tree_attention(dtype, query, key, value, out, nodes, heads, group, size, window, scale, nodes, "
      "spans, threads); rows are (address, head, row)"},
-    {"engine_start", method(avops::engine_start), METH_FASTCALL,
+    {"engine_start", method(engine_start), METH_FASTCALL,
      "engine_start(inputs, outputs, segments, done, block, together, stride, sample, direct_from, "
      "threads) -> engine, at work"},
-    {"engine_poll", method(avops::engine_poll), METH_FASTCALL,
+    {"engine_poll", method(engine_poll), METH_FASTCALL,
      "engine_poll(engine, seconds) -> (blocks, ended, bytes read): what is written since the last call"},
-    {"engine_stop", method(avops::engine_stop), METH_FASTCALL,
+    {"engine_stop", method(engine_stop), METH_FASTCALL,
      "engine_stop(engine): ends its threads, and waits for them"},
-    {"digest", method(avops::digest_of), METH_FASTCALL,
+    {"digest", method(digest_of), METH_FASTCALL,
      "digest(bytes) -> the canonical XXH3-128 of 241 bytes or more"},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -322,6 +181,7 @@ PyMethodDef methods[] = {
 int fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "ABI", AVOPS_ABI) < 0) return -1;
     if (PyModule_AddIntConstant(module, "HEAD_PATH", avops_head_path()) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "AMD", avops_is_amd()) < 0) return -1;
     return PyModule_AddStringConstant(module, "VARIANT", avops_variant());
 }
 

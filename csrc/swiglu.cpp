@@ -13,13 +13,6 @@ using namespace avops;
 // Elements of a task: they take longer than handing it out.
 constexpr int64_t kTask = 1 << 15;
 
-// x / (1 + e^-x), with e = e^-|x|: as x * (1 / (1 + e)), or below 0 as x * (e / (1 + e)).
-AVOPS_INLINE float silu(float x) {
-    const float e = exp_of_negative(-float_of(bits_of(x) & 0x7fffffffu));
-    const float above = x < 0.0f ? e : 1.0f;
-    return x * (above / (1.0f + e));
-}
-
 AVOPS_CLONES
 void run_f32(byte *gate, const byte *up, int64_t n) {
     stored32 *g = reinterpret_cast<stored32 *>(gate);

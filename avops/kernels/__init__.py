@@ -1,8 +1,8 @@
 """The arithmetic: operations on flat arrays, each with a reference and faster backends.
 
 Every backend of an operation computes the same bits, but for those of a model's forward pass
-(``logprob``, ``head_logprob``, ``rms_norm``, ``swiglu``, ``tree_attention``), whose contracts state
-a bound; ``registry`` chooses among them.
+(``logprob``, ``head_logprob``, ``rms_norm``, ``swiglu``, ``linear``, ``gated_mlp``,
+``tree_attention``), whose contracts state a bound; ``registry`` chooses among them.
 Kernels know neither files nor tensors' names.
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 from avops.kernels import registry
 from avops.kernels.combine import CombineStats, combine
 from avops.kernels.diff import DiffStats, diff
+from avops.kernels.gated_mlp import gated_mlp
 from avops.kernels.gram import gram
 from avops.kernels.head_logprob import LogProb
+from avops.kernels.linear import Workspace, linear
 from avops.kernels.logprob import LogitRule, logprob
 from avops.kernels.lowrank import Factors, factors, lowrank
 from avops.kernels.operands import Dither, Operand, Term, dither_key
@@ -31,11 +33,14 @@ __all__ = [
     "Nodes",
     "Operand",
     "Term",
+    "Workspace",
     "combine",
     "diff",
     "dither_key",
     "factors",
+    "gated_mlp",
     "gram",
+    "linear",
     "logprob",
     "lowrank",
     "registry",

@@ -2,9 +2,11 @@
 
 Between its matrix products a layer of transformers makes a dozen passes over memory, and allocates
 several times what it returns: that leaves the caches, and goes back to the system between two
-layers. Here the operations ``rms_norm``, ``rope`` and ``swiglu`` do it in a pass each, and a gated
-MLP's projections go into two buffers that last. The last layer's MLP computes only the rows that
-are scored. Weights are read where they lie, products are torch's.
+layers. Here the operations ``rms_norm`` and ``rope`` do it in a pass each. Where native products
+are faster than torch's, ``linear`` projects query, key and value together and ``gated_mlp`` is the
+whole MLP; elsewhere products are torch's, an MLP's go into two buffers that last, and ``swiglu`` is
+between them. The last layer's MLP computes only the rows that are scored. Weights are read where
+they lie.
 
 Served are transformers' own classes of the names below, unchanged, as far as a module is on the CPU
 in f32 or bf16. That they compute what is computed here is seen by the self-check, which runs the
@@ -17,7 +19,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from avops.errors import MissingExtraError
-from avops.kernels import registry, rms_norm, rope, swiglu
+from avops.kernels import Workspace, gated_mlp, linear, registry, rms_norm, rope, swiglu
+from avops.kernels.linear import native as products
 from avops.score.head import replaced
 
 try:
@@ -28,9 +31,12 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from avops.kernels.linear import Projection
+
     Forward = Callable[..., Any]
 
 OPERATIONS = ("rms_norm", "rope", "swiglu")
+PRODUCTS = ("linear", "gated_mlp")
 
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
@@ -57,6 +63,7 @@ class Fused:
         self.rows: torch.Tensor | None = None
         self._model = model
         self._rooms: list[torch.Tensor] = []
+        self._workspace = Workspace()
 
     @contextmanager
     def session(self, attend: Forward) -> Iterator[None]:
@@ -80,18 +87,25 @@ class Fused:
             elif name in MLPS and _is_mlp(module):
                 found.append((module, self._mlp(module)))
             elif name in ATTENTIONS and _are_linear(module, "qkvo"):
-                found.append((module, _attention(module, attend)))
+                found.append((module, self._attention(module, attend)))
             elif name in LAYERS and module is layers[-1]:
                 found.append((module, self._last_layer(module)))
         return found
 
     def _mlp(self, module: Any) -> Forward:
+        parts = [module.gate_proj, module.up_proj, module.down_proj]
+
         def forward(x: torch.Tensor) -> torch.Tensor:
             rows = x.flatten(0, -2)
+            down: torch.Tensor
+            if _products(rows.dtype):
+                three = [_weights(part) for part in parts]
+                down = gated_mlp(rows, *three, workspace=self._workspace, backend="native")
+                return down.view(*x.shape[:-1], -1)
             gate, up = self._room(rows, module.gate_proj.weight.shape[0])
             _project(rows, module.gate_proj, gate)
             _project(rows, module.up_proj, up)
-            down: torch.Tensor = module.down_proj(swiglu(gate, up, backend="native"))
+            down = module.down_proj(swiglu(gate, up, backend="native"))
             return down.view(*x.shape[:-1], -1)
 
         return forward
@@ -115,6 +129,50 @@ class Fused:
 
         return forward
 
+    def _attention(self, module: Any, attend: Forward) -> Forward:
+        name = type(module).__name__
+
+        def forward(
+            hidden_states: torch.Tensor,
+            position_embeddings: tuple[torch.Tensor, torch.Tensor],
+            attention_mask: torch.Tensor | None = None,
+            past_key_values: Any = None,
+            **asked: Any,
+        ) -> Any:
+            cosine, sine = position_embeddings
+            rows, size = hidden_states.shape[1], module.head_dim
+            own = past_key_values is not None or hidden_states.shape[0] != 1
+            if own or not cosine.shape == sine.shape == (1, rows, size):
+                return type(module).forward(
+                    module,
+                    hidden_states,
+                    position_embeddings,
+                    attention_mask,
+                    past_key_values,
+                    **asked,
+                )
+            if name != "LlamaAttention":
+                source = module.config if name == "MistralAttention" else module
+                asked["sliding_window"] = getattr(source, "sliding_window", None)
+            three = (module.q_proj, module.k_proj, module.v_proj)
+            parts = [part.view(rows, -1, size) for part in self._linear(hidden_states[0], *three)]
+            for part in parts[:2]:
+                rope(part, cosine[0].contiguous(), sine[0].contiguous(), backend="native")
+            query, key, value = (part.transpose(0, 1)[None] for part in parts)
+            out, _ = attend(
+                module, query, key, value, attention_mask, scaling=module.scaling, **asked
+            )
+            (hidden,) = self._linear(out.reshape(rows, -1), module.o_proj)
+            return hidden[None], None
+
+        return forward
+
+    def _linear(self, rows: torch.Tensor, *modules: Any) -> list[torch.Tensor]:
+        if not _products(rows.dtype):
+            return [module(rows) for module in modules]
+        parts = [_weights(module) for module in modules]
+        return linear(rows, parts, workspace=self._workspace, backend="native")
+
     def _room(self, rows: torch.Tensor, width: int) -> list[torch.Tensor]:
         """Two [rows, width] pieces of the buffers, which grow and are never given back."""
         size = rows.shape[0] * width
@@ -136,37 +194,14 @@ def _norm(module: Any) -> Forward:
     return forward
 
 
-def _attention(module: Any, attend: Forward) -> Forward:
-    name = type(module).__name__
+def _products(dtype: torch.dtype) -> bool:
+    """Whether native products serve: faster than torch's, and nothing else is asked for."""
+    chosen = all(registry.resolve(name).backend == "native" for name in PRODUCTS)
+    return chosen and products.faster(dtype)
 
-    def forward(
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        **asked: Any,
-    ) -> Any:
-        cosine, sine = position_embeddings
-        rows, size = hidden_states.shape[1], module.head_dim
-        own = past_key_values is not None or hidden_states.shape[0] != 1
-        if own or not cosine.shape == sine.shape == (1, rows, size):
-            return type(module).forward(
-                module, hidden_states, position_embeddings, attention_mask, past_key_values, **asked
-            )
-        if name != "LlamaAttention":
-            source = module.config if name == "MistralAttention" else module
-            asked["sliding_window"] = getattr(source, "sliding_window", None)
-        parts = [
-            project(hidden_states[0]).view(rows, -1, size)
-            for project in (module.q_proj, module.k_proj, module.v_proj)
-        ]
-        for part in parts[:2]:
-            rope(part, cosine[0].contiguous(), sine[0].contiguous(), backend="native")
-        query, key, value = (part.transpose(0, 1)[None] for part in parts)
-        out, _ = attend(module, query, key, value, attention_mask, scaling=module.scaling, **asked)
-        return module.o_proj(out.reshape(1, rows, -1)), None
 
-    return forward
+def _weights(projection: Any) -> Projection:
+    return projection.weight, projection.bias
 
 
 def _project(rows: torch.Tensor, projection: Any, out: torch.Tensor) -> None:

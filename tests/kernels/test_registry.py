@@ -16,7 +16,7 @@ from avops.errors import BackendError
 from avops.kernels import CombineStats, Operand, combine, diff, extension, registry
 
 HOST = ("combine", "diff", "gram", "lowrank")
-LAYERS = ("rms_norm", "rope", "swiglu", "tree_attention")
+LAYERS = ("gated_mlp", "linear", "rms_norm", "rope", "swiglu", "tree_attention")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import torch
 
 from avops import kernels
 from avops.kernels import extension
+from avops.kernels.linear import native as products
 from avops.score import Scorer, TokenPlan, fused, oracle_scores
 from avops.score.blocks import cut_blocks
 from avops.score.fused import Fused
@@ -23,6 +24,15 @@ HALF_ULP = 2.0**-24  # relative: S is rounded once, from f64 to f32
 SERVED = {"mistral": 10, "mistral-full": 10, "llama": 10, "qwen2": 10, "qwen2-window": 10,
           "qwen3": 12}  # fmt: skip
 pytestmark = pytest.mark.skipif(extension.NATIVE is None, reason=extension.REASON)
+
+
+@pytest.fixture(params=[True, False], ids=["native products", "torch's products"])
+def native_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whose matrix products fused layers take, whatever is faster here."""
+    if request.param and not products.serves(torch.float32):
+        pytest.skip("no native products on this processor")
+    monkeypatch.setattr(fused, "_products", lambda _: request.param)
+    return bool(request.param)
 
 
 def fused_modules(model: Any) -> list[str]:
@@ -40,7 +50,7 @@ def test_known_modules_alone_are_served(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(SERVED))
-def test_fused_or_not_the_bound_holds(name: str, plan: TokenPlan) -> None:
+def test_fused_or_not_the_bound_holds(name: str, plan: TokenPlan, native_products: bool) -> None:
     model = make(name)
     truth = oracle_scores(model, plan)
     bound = rounding_bound(model, plan) + HALF_ULP * np.abs(truth)
@@ -117,19 +127,20 @@ def test_what_the_self_check_refuses_is_scored_without(
 
 
 def test_the_last_mlp_computes_scored_rows_alone(
-    plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+    plan: TokenPlan, native_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make("llama")
     path = PackedPath(Head(model), cut_blocks(plan, 4096))
     (block,) = path.units
     seen: list[int] = []
-    given = kernels.swiglu
+    name = "gated_mlp" if native_products else "swiglu"
+    given = getattr(kernels, name)
 
-    def counted(gate: torch.Tensor, up: torch.Tensor, **options: Any) -> torch.Tensor:
-        seen.append(gate.shape[0])
-        return given(gate, up, **options)
+    def counted(rows: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        seen.append(rows.shape[0])
+        return given(rows, *others, **options)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(fused, "swiglu", counted)
+    monkeypatch.setattr(fused, name, counted)
     with torch.inference_mode():
         path.head.learn(torch.tensor([[1, 2]]))
     with torch.inference_mode(), path.session():
@@ -138,12 +149,20 @@ def test_the_last_mlp_computes_scored_rows_alone(
         scored = np.unique(block.rows).size
         assert seen == [block.tokens, scored]
         assert scored < block.tokens
-        rooms = [room.data_ptr() for room in path.fused._rooms]
-        assert np.array_equal(path.score(block), found)  # the buffers are reused
-        assert [room.data_ptr() for room in path.fused._rooms] == rooms
+        held = buffers(path.fused)
+        assert any(held)
+        assert np.array_equal(path.score(block), found)
+        assert buffers(path.fused) == held
 
 
-def test_weights_are_read_where_they_lie(plan: TokenPlan) -> None:
+def buffers(made: Fused) -> list[int]:
+    """Addresses and sizes of what lasts between two layers, and two runs."""
+    workspace = made._workspace
+    place = workspace.address(0) if workspace.nbytes else 0
+    return [place, workspace.nbytes, *(room.data_ptr() for room in made._rooms)]
+
+
+def test_weights_are_read_where_they_lie(plan: TokenPlan, native_products: bool) -> None:
     """A change in place between two runs is seen, as Knobs makes it."""
     model = make("qwen2")
     scorer = Scorer(model, plan)
