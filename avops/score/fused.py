@@ -9,7 +9,7 @@ between them. The last layer's MLP computes only the rows that are scored. Weigh
 they lie.
 
 Served are transformers' own classes of the names below, unchanged, as far as a module is on the CPU
-in f32 or bf16. That they compute what is computed here is seen by the self-check, which runs the
+in f32 or bf16; and with native products torch's own linear layers in any architecture. That they compute what is computed here is seen by the self-check, which runs the
 packed path with this and the exact one without (``check.py``).
 """
 
@@ -40,7 +40,7 @@ PRODUCTS = ("linear", "gated_mlp")
 
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
-ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention"})
+ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"})
 LAYERS = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 )
@@ -78,8 +78,11 @@ class Fused:
     def _forwards(self, attend: Forward) -> list[tuple[Any, Forward]]:
         found: list[tuple[Any, Forward]] = []
         layers = getattr(getattr(self._model, "model", None), "layers", None) or [None]
+        head = self._model.get_output_embeddings()
         for module in self._model.modules():
             name = type(module).__name__
+            if _is_linear(module) and module is not head and _products(module.weight.dtype):
+                found.append((module, self._projection(module)))
             if not _unchanged(module):
                 continue
             if name in NORMS and _plain(module.weight):
@@ -156,6 +159,8 @@ class Fused:
                 asked["sliding_window"] = getattr(source, "sliding_window", None)
             three = (module.q_proj, module.k_proj, module.v_proj)
             parts = [part.view(rows, -1, size) for part in self._linear(hidden_states[0], *three)]
+            if name == "Qwen3Attention":
+                parts[:2] = module.q_norm(parts[0]), module.k_norm(parts[1])
             for part in parts[:2]:
                 rope(part, cosine[0].contiguous(), sine[0].contiguous(), backend="native")
             query, key, value = (part.transpose(0, 1)[None] for part in parts)
@@ -164,6 +169,16 @@ class Fused:
             )
             (hidden,) = self._linear(out.reshape(rows, -1), module.o_proj)
             return hidden[None], None
+
+        return forward
+
+    def _projection(self, module: Any) -> Forward:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            if x.dtype != module.weight.dtype:
+                return torch.nn.functional.linear(x, module.weight, module.bias)
+            rows, parts = x.reshape(-1, x.shape[-1]), [_weights(module)]
+            (out,) = linear(rows, parts, workspace=self._workspace, backend="native")
+            return out.view(*x.shape[:-1], -1)
 
         return forward
 

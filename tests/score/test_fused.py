@@ -20,9 +20,11 @@ from score.architectures import make
 from score.bound import rounding_bound
 
 HALF_ULP = 2.0**-24  # relative: S is rounded once, from f64 to f32
-# Known modules of two layers: five norms, two MLPs, two attentions, the last layer.
+# Known modules of two layers: five norms, two MLPs, two attentions, the last layer; in Qwen3 two
+# norms of query and key each.
 SERVED = {"mistral": 10, "mistral-full": 10, "llama": 10, "qwen2": 10, "qwen2-window": 10,
-          "qwen3": 12}  # fmt: skip
+          "qwen3": 14}  # fmt: skip
+OTHERS = ("gemma2", "gemma3", "phi", "phi3", "gpt_neox", "cohere2")
 pytestmark = pytest.mark.skipif(extension.NATIVE is None, reason=extension.REASON)
 
 
@@ -40,21 +42,32 @@ def fused_modules(model: Any) -> list[str]:
     return [type(module).__name__ for module in model.modules() if "forward" in vars(module)]
 
 
-@pytest.mark.parametrize("name", [*SERVED, "gemma2", "gpt2", "phi3", "mixtral"])
-def test_known_modules_alone_are_served(name: str) -> None:
+@pytest.mark.parametrize("name", [*SERVED, *OTHERS, "gpt2", "mixtral"])
+def test_known_modules_alone_are_served(name: str, native_products: bool) -> None:
     model = make(name)
     made = Fused(model)
     with made.session(lambda *_: None):
-        assert len(fused_modules(model)) == made.served == SERVED.get(name, 0)
+        served = fused_modules(model)
     assert fused_modules(model) == []
+    assert made.served == len(served)
+    # GPT-2 has no linear layers but the head, and others of the same name are not torch's.
+    linear = [type(part) is torch.nn.Linear for part in model.modules()].count(True) - 1
+    assert served.count("Linear") == (linear if native_products else 0)
+    assert made.served == SERVED.get(name, 0) + served.count("Linear")
 
 
-@pytest.mark.parametrize("name", list(SERVED))
-def test_fused_or_not_the_bound_holds(name: str, plan: TokenPlan, native_products: bool) -> None:
+@pytest.mark.parametrize("name", [*SERVED, *OTHERS])
+def test_fused_or_not_the_bound_holds(
+    name: str, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make(name)
     truth = oracle_scores(model, plan)
     bound = rounding_bound(model, plan) + HALF_ULP * np.abs(truth)
-    for fuse in (True, False):
+    ways = [(True, True), (True, False), (False, False)] if name in SERVED else [(True, True)]
+    for fuse, native in ways:
+        if native and not products.serves(torch.float32):
+            continue
+        monkeypatch.setattr(fused, "_products", lambda _, native=native: native)
         scorer = Scorer(model, plan, path="packed")
         scorer._path = PackedPath(scorer._head, scorer.units, fuse=fuse)  # type: ignore[arg-type]
         got = scorer.run()
@@ -62,7 +75,37 @@ def test_fused_or_not_the_bound_holds(name: str, plan: TokenPlan, native_product
         assert (scorer._path.fused is not None) == fuse  # the self-check found no fault with it
 
 
-def test_hooks_changes_and_other_types_are_left_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(SERVED))
+def test_with_native_products_the_budget_changes_no_bit(
+    name: str, dtype: torch.dtype, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do threads: nothing is left whose sums depend on how many rows there are."""
+    if not products.serves(dtype):
+        pytest.skip("no native products on this processor")
+    monkeypatch.setattr(fused, "_products", lambda _: True)
+    head = Head(make(name).to(dtype))
+    before = torch.get_num_threads()
+    found = []
+    with torch.inference_mode():
+        head.learn(torch.tensor([[1, 2]]))
+    try:
+        for budget, threads in ((1, 1), (1, 3), (60, 2), (150, 2), (10_000, 2)):
+            torch.set_num_threads(threads)
+            path = PackedPath(head, cut_blocks(plan, budget))
+            log_probs = np.full(int(plan.scored.sum()), np.nan, np.float32)
+            with torch.inference_mode(), path.session():
+                for unit in path.units:
+                    log_probs[unit.slots] = path.score(unit)
+            found.append(log_probs)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found[0]) > 0
+    assert all(np.array_equal(one, found[0]) for one in found)
+
+
+def test_hooks_changes_and_other_types_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_products", lambda _: False)
     model = make("llama")
     first, second = model.model.layers
     first.mlp.register_forward_hook(lambda *_: None)
@@ -95,7 +138,8 @@ def test_a_class_of_the_same_name_is_not_known() -> None:
     Other.__name__ = "LlamaRMSNorm"
     model.model.norm = Other()
     with Fused(model).session(lambda *_: None):
-        assert len(fused_modules(model)) == SERVED["llama"] - 1
+        known = [name for name in fused_modules(model) if name != "Linear"]
+        assert len(known) == SERVED["llama"] - 1
         assert "forward" not in vars(model.model.norm)
 
 
