@@ -7,6 +7,8 @@ to 300 tokens and three responses of 100 to 300: lengths are spread evenly over 
 random order, so that few items have the mean of many. Every process starts from nothing; seconds
 of scoring are counted without loading, seconds of the process with it. Ours count the self-check,
 which only the first candidate pays; `each further candidate` is a second run in the same process.
+The peak is a row's own process's, from its start until the work is scored once, in all rows: the
+largest resident set, with libraries and the pages of the model's file that are mapped.
 Figures are printed only if every row of ours agrees with the f32 oracle within the bound of two
 f32 evaluations (avops/score/check.py), and a peer's largest difference is shown. In bf16 the bound
 is that of two evaluations in bf16.
@@ -204,9 +206,7 @@ class Bench:
                 self.tokens[key] = int(found["tokens"])
                 self.runs.setdefault(key, []).append(run)
                 self.seconds.setdefault(key, []).append(float(found["seconds"]))
-                # Ours runs twice, and its peak is that of the first.
-                peak = float(found["peak"]) if "peak" in found else run.rss
-                self.peaks.setdefault(key, []).append(peak)
+                self.peaks.setdefault(key, []).append(float(found["peak"]))
                 if "again" in found:
                     self.again.setdefault(key, []).append(float(found["again"]))
 

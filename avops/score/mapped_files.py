@@ -7,8 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avops.errors import MissingExtraError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "score", "loading a model") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COPIED = 1 << 22
+"""Bytes of a weight that are copied before their pages are given up."""
 
 
 def mapped_files() -> list[tuple[int, int]]:
@@ -25,6 +38,19 @@ def mapped_files() -> list[tuple[int, int]]:
             begin, _, end = words[0].partition("-")
             found.append((int(begin, 16), int(end, 16)))
     return found
+
+
+def copy_out(old: torch.Tensor, mapped: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """A copy in memory of its own; what lies in one of ``mapped`` is given up piece by piece."""
+    new = torch.empty_like(old)
+    if not (old.is_contiguous() and new.is_contiguous()):
+        return new.copy_(old)
+    start, step = old.data_ptr(), COPIED // old.element_size()
+    pieces = (torch.split(tensor.view(-1), step) for tensor in (old, new))
+    for source, copied in zip(*pieces, strict=True):
+        copied.copy_(source)
+        unmap_pages(start, source.data_ptr() + source.nbytes - start, mapped)
+    return new
 
 
 def unmap_pages(address: int, nbytes: int, mapped: Sequence[tuple[int, int]]) -> None:

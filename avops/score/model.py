@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from avops.errors import CheckpointError, DataError, MismatchError, MissingExtraError
 from avops.score.device_map import check_device_map, check_placed
-from avops.score.mapped_files import mapped_files, unmap_pages
+from avops.score.mapped_files import copy_out, mapped_files
 
 try:
     import torch
@@ -285,6 +285,4 @@ def _own_memory(model: Any, weights: Mapping[str, torch.Tensor] | None) -> None:
     mapped = mapped_files() if weights is None else []
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.untyped_storage().data_ptr() in given or tensor.data_ptr() % 64:
-            old = tensor.data
-            tensor.data = old.clone()
-            unmap_pages(old.data_ptr(), old.nbytes, mapped)
+            tensor.data = copy_out(tensor.data, mapped)

@@ -72,7 +72,7 @@ class LiveModel:
         self.dtype = dtype
         if device_map is None:
             self.device = _device(device)
-            self.model = _load(opened, device=self.device)
+            self.model = _load(opened, device=self.device, dtype=_kind(dtype))
         else:
             self.model = _spread(opened, device_map, device, dtype)
             self.device = ",".join(devices_of(self.model))
@@ -139,14 +139,18 @@ def _load(opened: Opened, **where: Any) -> Any:
 
 def _spread(opened: Opened, device_map: DeviceMap, device: str, dtype: str) -> Any:
     """The model cut by ``device_map``, which counts bytes: loaded in its dtype at once."""
-    import torch
-
     if device != "auto":
         raise UserError(
             f"device {device} with a device_map: the map says where everything is; leave one out"
         )
-    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    return _load(opened, device_map=device_map, dtype=kind)
+    return _load(opened, device_map=device_map, dtype=_kind(dtype))
+
+
+def _kind(dtype: str) -> Any:
+    """The torch dtype of what a model is loaded in."""
+    import torch
+
+    return torch.bfloat16 if dtype == "bf16" else torch.float32
 
 
 def _narrow(model: Any) -> None:

@@ -10,6 +10,7 @@ transformers makes of positions. lm-eval: lm-evaluation-harness's HF backend on 
 batch sized to the same tokens at the longest sequence. All compute a query once per response.
 """
 
+import resource
 import sys
 import time
 
@@ -124,7 +125,8 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     start = time.perf_counter()
     means = WAYS[kind](model, sequences, starts, int(batch_tokens))
-    np.savez(out, scores=means, seconds=time.perf_counter() - start, tokens=0)
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.savez(out, scores=means, seconds=seconds, peak=peak / 1024, tokens=0)
 
 
 if __name__ == "__main__":
