@@ -3,13 +3,15 @@
 #
 #     OUT=results bash bench/gpu.sh [--rehearse] [STEP...]
 #
-# Steps, in this order unless some are named: machine build doctor small combine live kernels score
-# tests memcheck racecheck. Each prints a line "== NAME" with its seconds, and the next ones go on
+# Steps, in this order unless some are named: machine build doctor small combine score live kernels
+# knobs scorer memcheck racecheck. Each prints a line "== NAME" with its seconds, and the next ones go on
 # whatever became of it. Log and JSON go to $OUT (default: bench/results/gpu-run), JSON after every
 # single result. All ends inside $LIMIT seconds (default: 470); what runs out of time is interrupted
 # as by Ctrl-C, so that pytest still says what failed.
 # Needs torch with CUDA, Triton, cuda-core, nvcc and g++, no network; a core dependency that is
-# missing is installed from $WHEELS (default: wheels/).
+# missing is installed from $WHEELS (default: wheels/). CARRIED=1: avops/_native*.so and
+# avops/_combine.fatbin* were built elsewhere from these sources and brought along: where they load,
+# nothing is built.
 # --rehearse: on a machine without a GPU: the same Python with tiny shapes on the CPU, CUDA kernels by
 # the host's compiler, Triton interpreted; tests are collected only, and no build is made in place.
 set -uo pipefail
@@ -20,11 +22,12 @@ if [ "${1:-}" = --rehearse ]; then
     export TRITON_INTERPRET=1
     shift
 fi
-STEPS=${*:-machine build doctor small combine live kernels score tests memcheck racecheck}
+STEPS=${*:-machine build doctor small combine score live kernels knobs scorer memcheck racecheck}
 OUT=${OUT:-bench/results/gpu-run}
 PYTHON=${PYTHON:-python3}
 END=$(($(date +%s) + ${LIMIT:-470}))
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 PATH=$PATH:/usr/local/cuda/bin
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -87,11 +90,20 @@ sanitized() {
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" 90 compute-sanitizer --tool "$1" --error-exitcode 9 \
         --target-processes application-only "$PYTHON" -m bench.gpu.small
 }
+# Whether what was built loads, and the fatbin is of this source.
+current() {
+    "$PYTHON" -c "from avops.kernels import extension; from avops.kernels.many import cuda_code
+raise SystemExit(extension.NATIVE is None or cuda_code._stale() is not None)"
+}
 build() {
     for package in numpy rich xxhash; do
         has "$package" || run "$package" 60 \
             "$PYTHON" -m pip install -q --find-links "${WHEELS:-wheels}" "$package"
     done
+    if [ -n "${CARRIED:-}" ] && current; then
+        echo "== build: left out, CARRIED=1 and what was carried loads"
+        return
+    fi
     local where=(-e .)
     [ -n "$REHEARSE" ] && where=(--target "$OUT/site" .)
     run build 150 "$PYTHON" -m pip install -q --no-deps --no-build-isolation "${where[@]}"
@@ -102,12 +114,14 @@ for step in $STEPS; do
         machine) if [ -n "$REHEARSE" ]; then uname -srm; else run machine 30 nvidia-smi; fi ;;
         build) build ;;
         doctor) run doctor 60 "$PYTHON" -m avops doctor ;;
-        small) run small 90 "$PYTHON" -m bench.gpu.small $REHEARSE ;;
-        combine) bench combine 130 ;;
+        small) run small 120 "$PYTHON" -m bench.gpu.small $REHEARSE ;;
+        combine) bench combine 150 ;;
+        score) bench score 200 ;;
         live) bench live 110 --directory "$(roomy)" ;;
-        kernels) tests kernels 150 4 tests/kernels ;;
-        score) bench score 150 ;;
-        tests) tests tests 200 1 tests/knobs tests/score tests/search ;;
+        kernels) tests kernels 170 4 tests/kernels ;;
+        # One process: they look at the memory of the whole device.
+        knobs) tests knobs 150 1 tests/knobs ;;
+        scorer) tests scorer 150 4 tests/score tests/search ;;
         memcheck | racecheck) sanitized "$step" ;;
         *) failed "$step" "no such step; see the top of $0" ;;
     esac

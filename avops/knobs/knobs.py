@@ -209,10 +209,11 @@ class Knobs:
 
     def _combined(self, rows: np.ndarray) -> list[int]:
         """The targets that are not the base's bytes."""
+        touched = np.asarray(rows.any(axis=1))
         return [
             number
             for number, target in enumerate(self._targets)
-            if rows[number].any() or not target.kept
+            if touched[number] or not target.kept
         ]
 
     def _summary(self, counts: np.ndarray, rows: np.ndarray) -> Counts:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from avops.score.blocks import Block
     from avops.score.plan import TokenPlan
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens per forward pass by device, unless one item is longer: as few as keep it busy.
 
 On the CPU more has no gain: larger activations leave the caches, and go back to the system at once.

@@ -1,4 +1,4 @@
-"""Layers of known architectures with fused operations, for the time of a run on the CPU.
+"""Layers of known architectures with fused operations, for the time of a run.
 
 Between its matrix products a layer of transformers makes a dozen passes over memory, and allocates
 several times what it returns: that leaves the caches, and goes back to the system between two
@@ -8,9 +8,11 @@ whole MLP; elsewhere products are torch's, an MLP's go into two buffers that las
 between them. The last layer's MLP computes only the rows that are scored. Weights are read where
 they lie.
 
-Served are transformers' own classes of the names below, unchanged, as far as a module is on the CPU
-in f32 or bf16; and with native products torch's own linear layers in any architecture. That they compute what is computed here is seen by the self-check, which runs the
-packed path with this and the exact one without (``check.py``).
+Served are transformers' own classes of the names below, unchanged, as far as a module is in f32 or
+bf16 and where all operations serve: on the CPU, and on GPUs by Triton. With native products,
+torch's own linear layers are served in any architecture. That they compute what is computed here is
+seen by the self-check, which runs the packed path with this and the exact one without
+(``check.py``).
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Fused:
     def session(self, attend: Forward) -> Iterator[None]:
         """Within the context, known modules compute as above. attend: the attention function."""
         with ExitStack() as stack:
-            forwards = self._forwards(attend) if _native() else []
+            forwards = self._forwards(attend)
             for module, forward in forwards:
                 stack.enter_context(replaced(module, forward))
             self.served = len(forwards)
@@ -81,7 +83,7 @@ class Fused:
         head = self._model.get_output_embeddings()
         for module in self._model.modules():
             name = type(module).__name__
-            if _is_linear(module) and module is not head and _products(module.weight.dtype):
+            if _is_linear(module) and module is not head and _products(module.weight):
                 found.append((module, self._projection(module)))
             if not _unchanged(module):
                 continue
@@ -91,7 +93,7 @@ class Fused:
                 found.append((module, self._mlp(module)))
             elif name in ATTENTIONS and _are_linear(module, "qkvo"):
                 found.append((module, self._attention(module, attend)))
-            elif name in LAYERS and module is layers[-1]:
+            elif name in LAYERS and module is layers[-1] and _is_one_place(module):
                 found.append((module, self._last_layer(module)))
         return found
 
@@ -101,14 +103,14 @@ class Fused:
         def forward(x: torch.Tensor) -> torch.Tensor:
             rows = x.flatten(0, -2)
             down: torch.Tensor
-            if _products(rows.dtype):
+            if _products(rows):
                 three = [_weights(part) for part in parts]
                 down = gated_mlp(rows, *three, workspace=self._workspace, backend="native")
                 return down.view(*x.shape[:-1], -1)
             gate, up = self._room(rows, module.gate_proj.weight.shape[0])
             _project(rows, module.gate_proj, gate)
             _project(rows, module.up_proj, up)
-            down = module.down_proj(swiglu(gate, up, backend="native"))
+            down = module.down_proj(swiglu(gate, up))
             return down.view(*x.shape[:-1], -1)
 
         return forward
@@ -124,9 +126,10 @@ class Fused:
                 whole: torch.Tensor = hidden + module.mlp(module.post_attention_layernorm(hidden))
                 return whole
             flat = hidden.view(-1, hidden.shape[-1])
-            some = flat.index_select(0, self.rows)
+            scored = self.rows.to(flat.device)
+            some = flat.index_select(0, scored)
             some += module.mlp(module.post_attention_layernorm(some))
-            flat.index_copy_(0, self.rows, some)
+            flat.index_copy_(0, scored, some)
             given: torch.Tensor = hidden
             return given
 
@@ -162,7 +165,7 @@ class Fused:
             if name == "Qwen3Attention":
                 parts[:2] = module.q_norm(parts[0]), module.k_norm(parts[1])
             for part in parts[:2]:
-                rope(part, cosine[0].contiguous(), sine[0].contiguous(), backend="native")
+                rope(part, cosine[0].contiguous(), sine[0].contiguous())
             query, key, value = (part.transpose(0, 1)[None] for part in parts)
             out, _ = attend(
                 module, query, key, value, attention_mask, scaling=module.scaling, **asked
@@ -183,19 +186,20 @@ class Fused:
         return forward
 
     def _linear(self, rows: torch.Tensor, *modules: Any) -> list[torch.Tensor]:
-        if not _products(rows.dtype):
+        if not _products(rows):
             return [module(rows) for module in modules]
         parts = [_weights(module) for module in modules]
         return linear(rows, parts, workspace=self._workspace, backend="native")
 
     def _room(self, rows: torch.Tensor, width: int) -> list[torch.Tensor]:
         """Two [rows, width] pieces of the buffers, which grow and are never given back."""
-        size = rows.shape[0] * width
-        if not self._rooms or self._rooms[0].numel() < size or self._rooms[0].dtype != rows.dtype:
-            self._rooms = []
+        size, kind = rows.shape[0] * width, (rows.dtype, rows.device)
+        held = [(room.dtype, room.device) for room in self._rooms if room.numel() >= size]
+        if held != [kind, kind]:
+            self._rooms = []  # before more is taken
             # Memory made in inference mode could not be written outside of it.
             with torch.inference_mode(mode=False):
-                self._rooms = [torch.empty(size, dtype=rows.dtype) for _ in range(2)]
+                self._rooms = [rows.new_empty(size) for _ in range(2)]
         return [room[:size].view(rows.shape[0], width) for room in self._rooms]
 
 
@@ -203,16 +207,18 @@ def _norm(module: Any) -> Forward:
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         epsilon = module.variance_epsilon
-        done = rms_norm(rows, module.weight, epsilon, backend="native")
+        done = rms_norm(rows, module.weight, epsilon)
         return done.view(hidden_states.shape)
 
     return forward
 
 
-def _products(dtype: torch.dtype) -> bool:
+def _products(like: torch.Tensor) -> bool:
     """Whether native products serve: faster than torch's, and nothing else is asked for."""
+    if like.device.type != "cpu":
+        return False
     chosen = all(registry.resolve(name).backend == "native" for name in PRODUCTS)
-    return chosen and products.faster(dtype)
+    return chosen and products.faster(like.dtype)
 
 
 def _weights(projection: Any) -> Projection:
@@ -227,9 +233,9 @@ def _project(rows: torch.Tensor, projection: Any, out: torch.Tensor) -> None:
         torch.addmm(bias, rows, weight.T, out=out)
 
 
-def _native() -> bool:
-    """Whether all operations are native here."""
-    return all(registry.resolve(name).backend == "native" for name in OPERATIONS)
+def _serves(device: str) -> bool:
+    """Whether all operations have more than the reference for a type of device."""
+    return all(registry.resolve(name, device=device).backend != "reference" for name in OPERATIONS)
 
 
 def _is_mlp(module: Any) -> bool:
@@ -246,7 +252,13 @@ def _is_linear(module: Any) -> bool:
 
 
 def _plain(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in DTYPES and weight.is_contiguous()
+    return weight.dtype in DTYPES and weight.is_contiguous() and _serves(weight.device.type)
+
+
+def _is_one_place(layer: Any) -> bool:
+    """Whether a layer's weights are all on one device, of a type that is served."""
+    devices = {weight.device for weight in layer.parameters()}
+    return len(devices) == 1 and _serves(devices.pop().type)
 
 
 def _unchanged(module: Any) -> bool:

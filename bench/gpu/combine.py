@@ -220,6 +220,7 @@ def _torch_ways(tensors: Tensors) -> dict[str, Callable[[], object]]:
             deltas = torch._foreach_sub([a[k] for a in tensors.aligned], tensors.bases)  # noqa: SLF001
             torch._foreach_add_(tensors.outs, deltas, alpha=lam)
 
+    torch._dynamo.reset()  # noqa: SLF001 - graphs of other cases would be asked first
     compiled = torch.compile(_into, dynamic=False)
     # One graph for each shape: more of them than torch keeps by default is no use to anybody.
     torch._dynamo.config.recompile_limit = 64  # noqa: SLF001

@@ -138,7 +138,7 @@ def _check(model: Any, paths: dict[str, Path]) -> None:
     maps = {name: Mapped(open_checkpoint(path)).operands for name, path in paths.items()}
     weights = sorted(model.state_dict().items(), key=lambda item: item[1].numel())
     for name, tensor in weights[:: max(1, len(weights) // _SAMPLED)]:
-        cut = slice(0, 1 << 22)
+        cut = slice(0, 1 << 20)
         base = Operand(maps["base"][name].array[cut], BF16)
         terms = [
             Term(Operand(maps[av][name].array[cut], BF16), float(np.float32(lam)), True)

@@ -201,7 +201,7 @@ def test_the_device_is_asked_as_torch_wants() -> None:
         assert timing.name_of(device) == "a GPU"
         timing.forget(device)
     fakes["empty_cache"].assert_called_once_with()
-    assert fakes["synchronize"].call_count == 1 + 3
+    assert fakes["synchronize"].call_count == 2 + 3  # before and behind all; and each clocked run
 
 
 def test_the_file_is_whole_after_each_result(

@@ -32,10 +32,10 @@ def test_every_way_scores_the_same_work(found: dict[str, Any], capsys: Any) -> N
         "missing": "lm_eval.models.huggingface does not import"
     }
     assert list(ways) == [
-        "avops, 32 tokens a pass",
         "avops, 64 tokens a pass",
         "transformers, padded",
         "transformers, packed",
+        "avops, 32 tokens a pass",
     ]
     for way in ways.values():
         # Another evaluation of the same bf16 model: what bounds ours bounds the peers, too.

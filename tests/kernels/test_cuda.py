@@ -20,7 +20,7 @@ from avops.dtypes import BF16, COMPUTABLE, F32
 from avops.errors import BackendError
 from avops.kernels import Factors, dither_key, registry
 from avops.kernels.combine.cases import Case
-from avops.kernels.many import Table, cuda, cuda_code, cuda_plan, layout
+from avops.kernels.many import Entry, Table, Values, cuda, cuda_code, cuda_plan, layout
 from avops.kernels.many.cuda_plan import KERNELS
 from bench import cuda_report
 from tables import Arena, Stored, Wanted, compare, hold
@@ -284,6 +284,27 @@ ptxas info    : Used 122 registers, used 1 barriers, 16 bytes smem
     assert cuda_report.widths(sass, "LDG") == "16: 2, 4: 1, 2: 1"
     cuda_report.print_markdown(("a", "b"), [["1", "2"]])
     assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+@pytest.mark.parametrize(
+    ("counts", "size"),
+    [
+        ([40_000] * 3, cuda_plan.SMALL),
+        ([16_392] * (cuda_plan.MANY - 1), cuda_plan.SMALL),
+        ([16_392] * cuda_plan.MANY, cuda_plan.LARGE),  # many small tensors, a block each
+        ([cuda_plan.LARGE * (cuda_plan.MANY - 1) + 1], cuda_plan.LARGE),
+    ],
+    ids=["few", "not quite many", "many", "one large"],
+)
+def test_chunks_are_large_where_that_makes_many(counts: list[int], size: int) -> None:
+    rows = torch.empty(3, sum(counts), dtype=torch.bfloat16)  # never touched
+    entries = [
+        Entry(base, out, (Values(one, True),))
+        for base, out, one in zip(*(row.split(counts) for row in rows), strict=True)
+    ]
+    (launch,) = cuda_plan.plan(entries).launches
+    assert launch.size == size
+    assert len(launch.chunks) == sum(-(-count // size) for count in counts)
 
 
 # On a device; what holds for every backend is in test_many.py and test_many_gpu.py.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from avops.kernels import registry
 from avops.score import Scorer, TokenPlan, attention, oracle_scores
+from avops.score.packed import PackedPath
 from score.architectures import PACKABLE, make
 from score.bound import rounding_bound
 
@@ -82,12 +84,32 @@ def test_the_head_is_tritons_where_it_serves(plan: TokenPlan, dtype: torch.dtype
         assert kernel.backend == wanted == "triton"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mistral", "llama", "qwen2", "qwen3"])
+def test_layers_are_fused_where_triton_serves(
+    name: str, dtype: torch.dtype, plan: TokenPlan
+) -> None:
+    """And the self-check has nothing against it: else there would be no fused layers left."""
+    scorer = Scorer(make(name).to(dtype).cuda(), plan)
+    scorer.run()
+    assert isinstance(scorer._path, PackedPath)
+    assert scorer._path.fused is not None
+    served = registry.resolve("rms_norm", device="cuda").backend == "triton"
+    assert (scorer._path.fused.served > 0) == served
+    # Two evaluations of one model, with and without.
+    assert scorer.check is not None
+    plain = Scorer(scorer.model, plan)
+    plain._path = PackedPath(plain._head, plain.units, fuse=False)  # type: ignore[arg-type]
+    assert np.abs(plain.run() - scorer.run()).max() <= scorer.check.bound
+
+
 @pytest.mark.parametrize("name", list(PACKABLE))
 def test_no_memory_grows_after_the_second_candidate(name: str, plan: TokenPlan) -> None:
     model = make(name).bfloat16().cuda()
     scorer = Scorer(model, plan, batch_tokens=60)
 
     def candidate(scale: float) -> tuple[int, int]:
+        gc.collect()
         with torch.no_grad():
             next(model.parameters()).mul_(scale)
         torch.cuda.reset_peak_memory_stats()

@@ -58,5 +58,9 @@ class Table:
         """The counts of each entry's last run; waits for the device."""
         return tuple(CombineStats(*row) for row in self._state.counts())
 
+    def count_rows(self) -> np.ndarray:
+        """The same as int64 [entries, 4], for many entries: in the order of CombineStats."""
+        return np.array(self._state.counts(), np.int64)
+
 
 __all__ = ["Entry", "LowRank", "Table", "Values"]

@@ -37,8 +37,9 @@ KERNELS = {
     "tiles": 128,
 }
 
-# Elements of a chunk: LARGE ones cost less, SMALL ones balance better. Large from MANY on, in all.
-LARGE, SMALL, MANY = 32768, 8192, 1 << 27
+# Elements of a chunk: LARGE ones cost less, SMALL ones balance better. Large where that makes MANY
+# blocks: ten for each place of a large GPU, and most small tensors are a block each.
+LARGE, SMALL, MANY = 32768, 8192, 4096
 
 # A block's tile of a low-rank entry, and what its 32-bit offsets reach.
 TILE_ROWS, TILE_COLUMNS = 32, 128
@@ -82,14 +83,13 @@ def plan(entries: Sequence[Entry], *, size: int | None = None) -> Plan:
     launches = []
     for kernel in KERNELS:
         here = np.where(chosen == kernel, counts, 0)
-        total = int(here.sum())
-        if not total:
+        if not here.any():
             continue
         if kernel == "tiles":
             tiles = _tiles(here, rows[:, WIDTH])
             launches.append(Launch(kernel, layout.chunk_rows(tiles.tolist(), 1), 1))
             continue
-        step = size or (LARGE if total >= MANY else SMALL)
+        step = size or (LARGE if int((-(-here // LARGE)).sum()) >= MANY else SMALL)
         launches.append(Launch(kernel, layout.chunk_rows(here.tolist(), step), step))
     return Plan(rows, layout.part_rows(entries), tuple(launches))
 

@@ -26,8 +26,8 @@ def rms_norm(
     Shapes and dtypes
         x: [rows, n]; weight: [n]. Contiguous, both f32 or both bf16, on one device.
     Numerics
-        Computed in f32 and rounded once to the type. Squares are summed in 64 chains, added up
-        pairwise. With u = 2⁻²⁴,
+        Computed in f32 and rounded once to the type. Squares are summed in 64 chains (Triton: one
+        for each thread), added up pairwise. With u = 2⁻²⁴,
             |f32 result − exact| ≤ (n/128 + 10)·u·|exact|
         so long as the sum of squares is finite in f32 and no product is subnormal. A row's bits
         depend on that row and the weight alone. NaN where a row has one.

@@ -32,7 +32,7 @@ def rope(
     Errors
         TypeError, ValueError: what does not fit. BackendError: a forced backend cannot serve.
     Memory and bytes moved
-        Nothing is allocated (native). Reads and writes x.
+        Nothing is allocated (native, Triton). Reads and writes x.
     """
     import torch
 

@@ -28,13 +28,14 @@ def swiglu(
     Numerics
         Computed in f32 and rounded once to the type. With u = 2⁻²⁴,
             |f32 result − exact| ≤ 7·u·|exact| + 2⁻¹²⁶
-        so long as gate ≥ −87; below, silu is 0, and exactly at most 1.5e-36 in magnitude. An
-        element's bits depend on gate and up there alone. NaN where either is, or 0 · ∞.
+        so long as gate ≥ −87; below, silu is 0, and exactly at most 1.5e-36 in magnitude. Triton:
+        10 + 2·max(0, −gate) for 7, and below −87 anything from exact to 0. An element's bits depend
+        on gate and up there alone. NaN where either is, or 0 · ∞.
         silu(−∞) is NaN, as −∞ · 0 is.
     Errors
         TypeError, ValueError: what does not fit. BackendError: a forced backend cannot serve.
     Memory and bytes moved
-        Nothing is allocated (native). Reads both, writes gate.
+        Nothing is allocated (native, Triton). Reads both, writes gate.
     """
     import torch
 
