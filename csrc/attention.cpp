@@ -88,15 +88,14 @@ struct Tiles {
                                 reinterpret_cast<const float *>(key), strip, out);
     }
 
-    static void score(const Job &job, Scratch &room, const byte *key, int64_t count) {
+    static void score(const Job &job, const Scratch &room, const byte *key, int64_t count, float *out) {
         const Strip strip = {kR * 16, job.key.row, job.shape.size, true};
         int64_t k = 0;
         for (; k + kTileWeights <= count; k += kTileWeights)
             keys<kTileWeights>(job, room.query, key + k * job.key.row * job.size(), strip,
-                               room.scores + k * kR * 16);
+                               out + k * kR * 16);
         for (; k < count; ++k)
-            keys<1>(job, room.query, key + k * job.key.row * job.size(), strip,
-                    room.scores + k * kR * 16);
+            keys<1>(job, room.query, key + k * job.key.row * job.size(), strip, out + k * kR * 16);
     }
 
     static void weigh(const Job &job, Scratch &room, const float *value, int64_t stride,
@@ -162,23 +161,53 @@ void weights_of(Scratch &room, int64_t width, int64_t count, int64_t size) {
 }
 
 AVOPS_CLONES
-void widen_values(const byte *from, int64_t stride, int64_t count, int64_t size, float *to) {
+void widen_values(const byte *from, int64_t stride, bool half, int64_t count, int64_t size, float *to) {
     for (int64_t k = 0; k < count; ++k)
-        widen_block<BF16>(from + k * stride * 2, to + k * size, size);
+        if (half)
+            widen_block<BF16>(from + k * stride * 2, to + k * size, size);
+        else
+            std::memcpy(to + k * size, from + k * stride * 4, static_cast<size_t>(size) * 4);
 }
 
+// Keys and values that lie one after the other.
+struct Piece {
+    int64_t row, count;
+};
+
+// A block of keys, from `position` on: together `pieces`.
+struct Keys {
+    int64_t position, count, pieces;
+    Piece piece[kKeys];
+};
+
 template <int kR>
-void attend(const Job &job, const Queries &queries, Scratch &room, int64_t position, int64_t row,
-            int64_t count) {
-    const int64_t head = queries.head / job.shape.group;
-    Tiles<kR>::score(job, room, at(job, job.key, head, row), count);
-    mask(job, queries, position, count, room.scores);
-    weights_of(room, queries.width, count, job.shape.size);
-    const byte *value = at(job, job.value, head, row);
-    if (!job.half)
-        return Tiles<kR>::weigh(job, room, reinterpret_cast<const float *>(value), job.value.row, count);
-    widen_values(value, job.value.row, count, job.shape.size, room.values);
-    Tiles<kR>::weigh(job, room, room.values, job.shape.size, count);
+void attend(const Job &job, const Queries &queries, Scratch &room, const Keys &keys) {
+    const int64_t head = queries.head / job.shape.group, size = job.shape.size;
+    int64_t done = 0;
+    for (int64_t i = 0; i < keys.pieces; done += keys.piece[i++].count)
+        Tiles<kR>::score(job, room, at(job, job.key, head, keys.piece[i].row), keys.piece[i].count,
+                         room.scores + done * kR * 16);
+    mask(job, queries, keys.position, keys.count, room.scores);
+    weights_of(room, queries.width, keys.count, size);
+    if (!job.half && keys.pieces == 1) {
+        const byte *value = at(job, job.value, head, keys.piece[0].row);
+        return Tiles<kR>::weigh(job, room, reinterpret_cast<const float *>(value), job.value.row,
+                                keys.count);
+    }
+    done = 0;
+    for (int64_t i = 0; i < keys.pieces; done += keys.piece[i++].count)
+        widen_values(at(job, job.value, head, keys.piece[i].row), job.value.row, job.half,
+                     keys.piece[i].count, size, room.values + done * size);
+    Tiles<kR>::weigh(job, room, room.values, size, keys.count);
+}
+
+void attend_all(const Job &job, const Queries &queries, Scratch &room, const Keys &keys) {
+    switch (queries.width / kLanes) {
+        case 1: return attend<1>(job, queries, room, keys);
+        case 2: return attend<2>(job, queries, room, keys);
+        case 3: return attend<3>(job, queries, room, keys);
+        default: return attend<4>(job, queries, room, keys);
+    }
 }
 
 AVOPS_CLONES
@@ -204,19 +233,23 @@ void run(const Job &job, const Queries &queries, const avops_attention_node &nod
         room.total[l] = 0;
     }
     std::fill_n(room.sums, job.shape.size * queries.width, 0.0f);
+    // Blocks end at multiples of kKeys by position, wherever spans do: so a row's bits do not depend
+    // on how its sequence is cut into nodes.
+    Keys keys = {0, 0, 0, {}};
     int64_t position = 0;
     for (int64_t span = node.first_span; span < node.last_span; ++span) {
         const int64_t begin = job.spans[2 * span], end = job.spans[2 * span + 1];
         const int64_t last = std::min(queries.high, position + end - begin);
         for (int64_t k = std::max(queries.low, position); k < last;) {
-            const int64_t count = std::min(kKeys, last - k), row = begin + k - position;
-            switch (queries.width / kLanes) {
-                case 1: attend<1>(job, queries, room, k, row, count); break;
-                case 2: attend<2>(job, queries, room, k, row, count); break;
-                case 3: attend<3>(job, queries, room, k, row, count); break;
-                default: attend<4>(job, queries, room, k, row, count);
-            }
+            const int64_t count = std::min(kKeys - k % kKeys, last - k);
+            if (!keys.count) keys.position = k;
+            keys.piece[keys.pieces++] = {begin + k - position, count};
+            keys.count += count;
             k += count;
+            if (k % kKeys == 0 || k == queries.high) {
+                attend_all(job, queries, room, keys);
+                keys.pieces = keys.count = 0;
+            }
         }
         position += end - begin;
     }

@@ -110,6 +110,20 @@ __attribute__((target("avx512f"))) AVOPS_INLINE __m512i narrowed(__m512i u) {
                                  _mm512_set1_epi32(static_cast<int>(BF16::nan)));
 }
 
+// The first `count` of sixteen f32, rounded to the type. Stores with a mask take far longer.
+__attribute__((target("avx512f"))) AVOPS_INLINE void store_some(byte *to, bool half, __m512i values,
+                                                                int64_t count) {
+    const __mmask16 mask = static_cast<__mmask16>((1u << std::min<int64_t>(count, kLanes)) - 1);
+    if (half && count >= kLanes)
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi32_epi16(narrowed(values)));
+    else if (half)
+        _mm512_mask_cvtepi32_storeu_epi16(to, mask, narrowed(values));
+    else if (count >= kLanes)
+        _mm512_storeu_si512(to, values);
+    else
+        _mm512_mask_storeu_epi32(to, mask, values);
+}
+
 // A panel's outputs first .. first + weights - 1 to their rows, rounded to the type.
 __attribute__((target("avx512f"))) void store(const Rows &x, int64_t panel, const float *out,
                                               int64_t weights, const avops_projection &to,
@@ -122,16 +136,10 @@ __attribute__((target("avx512f"))) void store(const Rows &x, int64_t panel, cons
             for (int i = 0; i < 16; ++i)
                 square[i] = _mm512_loadu_si512(out + std::min(v + i, weights - 1) * width + lane);
             transpose(square);
-            const int64_t columns = std::min(kLanes, weights - v);
             const int64_t rows = std::min(kLanes, count - lane);
-            const __mmask16 mask = static_cast<__mmask16>((1u << columns) - 1);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t at = (panel * kPanel + lane + i) * to.outputs + first + v;
-                byte *row = static_cast<byte *>(to.out) + at * x.size();
-                if (x.half)
-                    _mm512_mask_cvtepi32_storeu_epi16(row, mask, narrowed(square[i]));
-                else
-                    _mm512_mask_storeu_epi32(row, mask, square[i]);
+                store_some(static_cast<byte *>(to.out) + at * x.size(), x.half, square[i], weights - v);
             }
         }
 }
@@ -167,26 +175,31 @@ void pack(const Rows &to, const void *x, int32_t threads) {
     });
 }
 
-int64_t blocks_of(int64_t outputs) { return (outputs + kBlockWeights - 1) / kBlockWeights; }
-
-// Calls work(panel, first, weights) for each block of weights and each panel, those of a block and
-// kGroup panels in one task.
-template <class Work>
-void each_block(const Rows &x, int64_t outputs, int32_t threads, Work work) {
-    const int64_t groups = x.groups();
-    each_task(blocks_of(outputs) * groups, threads, [&](int64_t task) {
-        const int64_t first = task / groups * kBlockWeights, group = task % groups;
-        const int64_t weights = std::min(kBlockWeights, outputs - first);
-        const int64_t end = std::min(x.panels(), (group + 1) * kGroup);
-        for (int64_t panel = group * kGroup; panel < end; ++panel) work(panel, first, weights);
-    });
+int64_t tasks_of(const Rows &x, int64_t outputs) {
+    return (outputs + kBlockWeights - 1) / kBlockWeights * x.groups();
 }
 
-void project(const Rows &x, const avops_projection &to, int32_t threads) {
-    each_block(x, to.outputs, threads, [&](int64_t panel, int64_t first, int64_t weights) {
-        alignas(64) Block out;
-        multiply(x, panel, to, first, weights, out);
-        store(x, panel, out, weights, to, first);
+// Calls work(panel, first, weights) for each panel of a task, with its block of weights. Tasks have a
+// block of weights and kGroup panels each.
+template <class Work>
+void each_panel(const Rows &x, int64_t outputs, int64_t task, Work work) {
+    const int64_t first = task / x.groups() * kBlockWeights, group = task % x.groups();
+    const int64_t weights = std::min(kBlockWeights, outputs - first);
+    const int64_t end = std::min(x.panels(), (group + 1) * kGroup);
+    for (int64_t panel = group * kGroup; panel < end; ++panel) work(panel, first, weights);
+}
+
+void project(const Rows &x, const avops_projection *projections, int64_t count, int32_t threads) {
+    int64_t tasks = 0;
+    for (int64_t i = 0; i < count; ++i) tasks += tasks_of(x, projections[i].outputs);
+    each_task(tasks, threads, [&](int64_t task) {
+        const avops_projection *to = projections;
+        for (int64_t here; task >= (here = tasks_of(x, to->outputs)); ++to) task -= here;
+        each_panel(x, to->outputs, task, [&](int64_t panel, int64_t first, int64_t weights) {
+            alignas(64) Block out;
+            multiply(x, panel, *to, first, weights, out);
+            store(x, panel, out, weights, *to, first);
+        });
     });
 }
 
@@ -209,7 +222,7 @@ void avops_linear(int32_t dtype, const void *x, int64_t rows, int64_t dim,
     for (int64_t i = 0; i < count; ++i) outputs += projections[i].outputs;
     const int32_t workers = useful(rows * dim * outputs, threads);
     pack(packed, x, workers);
-    for (int64_t i = 0; i < count; ++i) project(packed, projections[i], workers);
+    project(packed, projections, count, workers);
 }
 
 void avops_gated_mlp(int32_t dtype, const void *x, int64_t rows, int64_t dim, avops_projection gate,
@@ -219,7 +232,7 @@ void avops_gated_mlp(int32_t dtype, const void *x, int64_t rows, int64_t dim, av
     inner.packed = packed.packed + packed.panels() * kPanel * packed.units();
     const int32_t workers = useful(rows * dim * (2 * gate.outputs + down.outputs), threads);
     pack(packed, x, workers);
-    each_block(packed, gate.outputs, workers, [&](int64_t panel, int64_t first, int64_t weights) {
+    const auto gated = [&](int64_t panel, int64_t first, int64_t weights) {
         alignas(64) Block one, two;
         multiply(packed, panel, gate, first, weights, one);
         multiply(packed, panel, up, first, weights, two);
@@ -229,8 +242,10 @@ void avops_gated_mlp(int32_t dtype, const void *x, int64_t rows, int64_t dim, av
             gate_pairs(one, two, weights, width, to + first / 2 * width);
         else
             gate_rows(one, two, weights * width, reinterpret_cast<float *>(to) + first * width);
-    });
-    project(inner, down, workers);
+    };
+    each_task(tasks_of(packed, gate.outputs), workers,
+              [&](int64_t task) { each_panel(packed, gate.outputs, task, gated); });
+    project(inner, &down, 1, workers);
 }
 
 #else

@@ -67,7 +67,8 @@ class Scorer:
 
     The work is cut here, from the plan and ``batch_tokens``; nothing derived from weights is kept.
     The model must be in eval mode, and stay on its device. While ``run`` is at work the model's
-    attention implementation is another; before and after, it is the model's own.
+    attention implementation and the forwards of its layers are others; before and after, they are
+    the model's own. So only one thread may use a model at a time.
 
     Parameters
     ----------

@@ -176,18 +176,21 @@ class Fused:
         return forward
 
     def _projection(self, module: Any) -> Forward:
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            if x.dtype != module.weight.dtype:
-                return torch.nn.functional.linear(x, module.weight, module.bias)
-            rows, parts = x.reshape(-1, x.shape[-1]), [_weights(module)]
-            (out,) = linear(rows, parts, workspace=self._workspace, backend="native")
-            return out.view(*x.shape[:-1], -1)
+        def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+            weight = module.weight
+            if input.dtype != weight.dtype or torch.is_grad_enabled() or not input.numel():
+                return torch.nn.functional.linear(input, weight, module.bias)
+            rows = input.reshape(-1, input.shape[-1]).contiguous()
+            (out,) = self._linear(rows, module)
+            return out.view(*input.shape[:-1], -1)
 
         return forward
 
     def _linear(self, rows: torch.Tensor, *modules: Any) -> list[torch.Tensor]:
         if not _products(rows):
-            return [module(rows) for module in modules]
+            return [
+                torch.nn.functional.linear(rows, module.weight, module.bias) for module in modules
+            ]
         parts = [_weights(module) for module in modules]
         return linear(rows, parts, workspace=self._workspace, backend="native")
 
@@ -248,11 +251,19 @@ def _are_linear(module: Any, letters: str) -> bool:
 
 
 def _is_linear(module: Any) -> bool:
-    return type(module) is torch.nn.Linear and _plain(module.weight) and not _hooked(module)
+    if type(module) is not torch.nn.Linear or _hooked(module) or not _plain(module.weight):
+        return False
+    weight, bias = module.weight, module.bias
+    return bias is None or (
+        _plain(bias) and (bias.dtype, bias.device) == (weight.dtype, weight.device)
+    )
 
 
 def _plain(weight: torch.Tensor) -> bool:
-    return weight.dtype in DTYPES and weight.is_contiguous() and _serves(weight.device.type)
+    """Whether its values lie where it says: subclasses of tensors may have others, or none."""
+    own = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    kind = own and weight.dtype in DTYPES and weight.is_contiguous()
+    return kind and _serves(weight.device.type)
 
 
 def _is_one_place(layer: Any) -> bool:

@@ -179,6 +179,24 @@ def test_results_that_are_too_large_for_bf16_are_infinite() -> None:
 
 
 @needed
+def test_ties_go_to_even_in_bf16() -> None:
+    if not native.serves(BF16):
+        pytest.skip("no products of bf16 on this processor")
+    x = torch.tensor([[1.0], [1 + 2.0**-7], [-1.0], [-1 - 2.0**-7]], dtype=BF16)
+    one, half = torch.ones(1, 1, dtype=BF16), torch.tensor([2.0**-8], dtype=BF16)
+    (above,) = linear(x, [(one, half)], backend="native")
+    assert above[:2, 0].tolist() == [1.0, 1 + 2.0**-6]
+    (below,) = linear(x, [(one, -half)], backend="native")
+    assert below[2:, 0].tolist() == [-1.0, -1 - 2.0**-6]
+
+
+@needed
+def test_a_workspace_is_the_hosts_whatever_torch_is_told() -> None:
+    with torch.device("meta"):
+        assert Workspace().address(100) != 0
+
+
+@needed
 @dtypes
 def test_nothing_is_written_but_the_results(dtype: torch.dtype) -> None:
     """Out, and packed rows, between sentinels; inputs as they were."""

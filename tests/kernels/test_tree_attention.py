@@ -134,6 +134,36 @@ def test_layout_threads_and_other_rows_change_no_bit(dtype: torch.dtype) -> None
     assert torch.equal(got, want[350:421])
 
 
+# One sequence of 230 rows, cut at these rows into nodes of which each sees all before it.
+CUTS = [[], [7], [48], [96, 144], [60, 61, 150], list(range(16, 230, 16)), list(range(1, 230))]
+
+
+@needed
+@dtypes
+@pytest.mark.parametrize("window", [None, 5, 48, 100])
+def test_how_a_sequence_is_cut_changes_no_bit(dtype: torch.dtype, window: int | None) -> None:
+    parts = states(230, dtype=dtype)
+    want = None
+    for cuts in CUTS:
+        runs = [*zip([0, *cuts], [*cuts, 230], strict=True)]
+        whole = Nodes(runs, [[(0, end)] for _, end in runs])
+        pieces = Nodes(runs, [runs[: number + 1] for number in range(len(runs))])
+        for nodes in (whole, pieces):
+            got = tree_attention(*parts, nodes, scale=0.2, window=window, backend="native")
+            want = got if want is None else want
+            assert torch.equal(got, want)
+    # With a branch between the first 100 rows and the rest, which these do not see.
+    apart = torch.cat((torch.arange(100), torch.arange(30), torch.arange(100, 230)))
+    nodes = Nodes(
+        [(0, 100), (100, 130), (130, 260)], [[(0, 100)], [(0, 130)], [(0, 100), (130, 260)]]
+    )
+    query, key, value = (part[:, apart] for part in parts)
+    got = tree_attention(query, key, value, nodes, scale=0.2, window=window, backend="native")
+    assert want is not None
+    assert torch.equal(got[:100], want[:100])
+    assert torch.equal(got[130:], want[100:])
+
+
 @needed
 def test_large_scores_and_far_apart() -> None:
     """Maxima that grow from block to block by more than e⁻ˣ has room for, and shrink."""

@@ -11,7 +11,7 @@ import torch
 from avops import kernels
 from avops.kernels import extension
 from avops.kernels.linear import native as products
-from avops.score import Scorer, TokenPlan, fused, oracle_scores
+from avops.score import Item, Items, Scorer, TokenPlan, encode_ids, fused, oracle_scores
 from avops.score.blocks import cut_blocks
 from avops.score.fused import Fused
 from avops.score.head import Head
@@ -75,33 +75,120 @@ def test_fused_or_not_the_bound_holds(
         assert (scorer._path.fused is not None) == fuse  # the self-check found no fault with it
 
 
+@pytest.fixture(scope="module")
+def stems() -> TokenPlan:
+    """Seven items; four begin with the same 50 tokens, of these two with the same 75."""
+    rng = np.random.default_rng(5)
+
+    def drawn(count: int) -> list[int]:
+        return rng.integers(5, 400, count).tolist()  # type: ignore[no-any-return]
+
+    stem = drawn(50)
+    longer = stem + drawn(25)
+    queries = [drawn(9), stem + drawn(7), [*longer, 6], drawn(30), [*longer, 7, 8], stem, drawn(60)]
+    levels = ("exp", "gen", "avd")
+    entries = [Item("x", "q", dict.fromkeys(levels, "r"), n + 1) for n in range(len(queries))]
+    items = Items("drawn", levels, tuple(entries))
+    ids = [[query + drawn(5 + 9 * n) for n in range(3)] for query in queries]
+    starts = [[len(query)] * 3 for query in queries]
+    return encode_ids(items, ids, starts, score_eos=False)
+
+
+def packed(head: Head, plan: TokenPlan, budget: int) -> np.ndarray:
+    """The log-probs of all scored tokens, one after the other."""
+    path = PackedPath(head, cut_blocks(plan, budget))
+    found = np.full(int(plan.scored.sum()), np.nan, np.float32)
+    with torch.inference_mode(), path.session():
+        for unit in path.units:
+            found[unit.slots] = path.score(unit)
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(SERVED))
-def test_with_native_products_the_budget_changes_no_bit(
-    name: str, dtype: torch.dtype, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
+def test_with_native_products_what_else_is_scored_changes_no_bit(
+    name: str, dtype: torch.dtype, stems: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor do threads: nothing is left whose sums depend on how many rows there are."""
+    """Nor do budget and threads: nothing is left whose sums depend on how many rows there are."""
     if not products.serves(dtype):
         pytest.skip("no native products on this processor")
     monkeypatch.setattr(fused, "_products", lambda _: True)
     head = Head(make(name).to(dtype))
-    before = torch.get_num_threads()
-    found = []
     with torch.inference_mode():
         head.learn(torch.tensor([[1, 2]]))
+    whole = packed(head, stems, 10_000)
+    ends = np.cumsum(stems.scored.sum(1))
+    before = torch.get_num_threads()
     try:
-        for budget, threads in ((1, 1), (1, 3), (60, 2), (150, 2), (10_000, 2)):
+        for budget, threads in ((1, 1), (150, 2), (400, 3), (10_000, 7)):
             torch.set_num_threads(threads)
-            path = PackedPath(head, cut_blocks(plan, budget))
-            log_probs = np.full(int(plan.scored.sum()), np.nan, np.float32)
-            with torch.inference_mode(), path.session():
-                for unit in path.units:
-                    log_probs[unit.slots] = path.score(unit)
-            found.append(log_probs)
+            assert np.array_equal(packed(head, stems, budget), whole)
     finally:
         torch.set_num_threads(before)
-    assert len(found[0]) > 0
-    assert all(np.array_equal(one, found[0]) for one in found)
+    each = np.split(whole, ends[:-1])
+    for some in ([1], [2], [1, 2], [2, 4], [1, 5], [0, 3, 5], [1, 2, 4, 5], [4, 6]):
+        got = packed(head, stems.part(some), 10_000)
+        assert np.array_equal(got, np.concatenate([each[number] for number in some]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_native_linear_layers_take_what_torchs_take(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not products.serves(dtype):
+        pytest.skip("no native products on this processor")
+    monkeypatch.setattr(fused, "_products", lambda _: True)
+    model = make("gpt_neox").to(dtype)
+    layer = model.gpt_neox.layers[0].mlp.dense_h_to_4h
+    rows = torch.randn(6, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    given = [rows[:, ::2], rows[::2, :32], rows[0, :32], rows[:, :32].view(2, 3, 32), rows[:0, :32]]
+    want = [layer(x) for x in given]
+    with Fused(model).session(lambda *_: None), torch.inference_mode():
+        assert "forward" in vars(layer)
+        got = [layer(input=x) for x in given]
+        other = rows[:, :32].half()
+        with pytest.raises(RuntimeError, match="same dtype|Half"):  # torch's own words
+            layer(other)
+    for x, one, two in zip(given, got, want, strict=True):
+        assert one.shape == two.shape
+        sizes = x.abs().float() @ layer.weight.abs().float().T + layer.bias.abs().float()
+        # Two sums of 32 products and a bias, and for bf16 their roundings.
+        bound = 2 * 34 * 2.0**-24 * sizes + (2.0**-7 * sizes if dtype == torch.bfloat16 else 0)
+        assert ((one.float() - two.float()).abs() <= bound).all()
+    with Fused(model).session(lambda *_: None):
+        assert layer(given[0]).requires_grad
+
+
+class Elsewhere(torch.Tensor):
+    """Has no memory of its own, as quantised or distributed weights."""
+
+    def __new__(cls, like: torch.Tensor) -> Elsewhere:
+        return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype)  # type: ignore[attr-defined,no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: tuple[Any, ...], kwargs: Any = None
+    ) -> Elsewhere:
+        assert function is torch.ops.aten.detach.default  # which is how a Parameter is made
+        return cls(args[0])
+
+
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_weights_whose_values_are_elsewhere_are_left_alone(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_products", lambda _: True)
+    model = make("qwen2")
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    for parent, name in ((attention, "q_proj"), (mlp, "up_proj")):
+        layer = getattr(parent, name)
+        like = layer.weight if where == "weight" else torch.zeros(layer.out_features)
+        setattr(layer, where, torch.nn.Parameter(Elsewhere(like), requires_grad=False))
+    model.model.norm.weight = torch.nn.Parameter(Elsewhere(model.model.norm.weight), False)
+    with Fused(model).session(lambda *_: None):
+        for module in (attention, attention.q_proj, mlp, mlp.up_proj, model.model.norm):
+            assert "forward" not in vars(module)
+        assert ("forward" in vars(mlp.down_proj)) == products.serves(torch.float32)
 
 
 def test_hooks_changes_and_other_types_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

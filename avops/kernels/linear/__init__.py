@@ -30,8 +30,8 @@ def linear(
         contiguous, aligned to their elements, on one device. Results: [rows, outputs].
     Numerics
         Sums are f32 from exact inputs: over dim in parts of 256, each part one chain of fused
-        products (where the processor multiplies pairs of bf16, they are exact, and what is below
-        2⁻¹²⁶ counts as 0), parts and then the bias added in order; rounded once to the type. With
+        products (where the processor multiplies pairs of bf16, they are exact, and inputs and sums
+        below 2⁻¹²⁶ count as 0), parts and then the bias added in order; rounded once. With
         u = 2⁻²⁴ and n = min(dim, 256) + dim / 256 + 2,
             |f32 result − exact| ≤ n·u·(Σ |x·w| + |bias|)
         An output's bits depend on its row of x and its row of weight only: not on other rows, on

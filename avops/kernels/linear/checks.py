@@ -16,7 +16,7 @@ else:
 
 
 class Workspace:
-    """Memory that calls share, one after the other: it grows, and is never given back."""
+    """Memory that calls of one thread share, one after the other; it grows, and stays."""
 
     def __init__(self) -> None:
         self._memory: torch.Tensor | None = None
@@ -32,7 +32,7 @@ class Workspace:
 
         if self._memory is None or self._memory.numel() < nbytes + 64:
             self._memory = None  # before more is taken
-            self._memory = torch.empty(nbytes + 64, dtype=torch.uint8)
+            self._memory = torch.empty(nbytes + 64, dtype=torch.uint8, device="cpu")
         return (self._memory.data_ptr() + 63) // 64 * 64
 
 

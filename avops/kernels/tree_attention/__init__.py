@@ -85,12 +85,12 @@ def tree_attention(
         Scores are f32 sums of exact or fused products in one chain (where the processor
         multiplies pairs of bf16, what is below 2⁻¹²⁶ counts as 0), times ``scale``. Weights
         are f32 exponentials within 1 ulp, never rounded to less; values are summed in f32 in
-        blocks of 48 keys of a span, and rounded once to the type. With u = 2⁻²⁴, n = size + 2,
+        blocks of 48 positions, and rounded once to the type. With u = 2⁻²⁴, n = size + 2,
         s = scale · Σ |q·k| (its largest over a row's keys) and m keys,
             |f32 result − exact| ≤ (4·n·s + 2·m + 16)·u·Σ_j w_j·|v_j|
         to first order, w being the exact weights. A row's bits depend on its query and on what it
-        sees, cut into spans as they are, and on where its node begins: not on other rows, on
-        threads, or on the place of rows in memory.
+        sees: not on how that is cut into nodes and spans, on other rows, on threads, or on the
+        place of rows in memory.
         A row that sees NaN is NaN; so may be rows up to 63 before it in its node.
     Errors
         TypeError, ValueError: what does not fit. BackendError: a forced backend cannot serve.
