@@ -21,7 +21,8 @@ over the outputs y of all operations: n_y roundings stand behind an element of y
 of its sum, and a few), each at most u·a_j, that sum over absolute values; the factor 2 is for two
 evaluations and u·|S| for S in f32. The tests evaluate it by automatic differentiation (T = 7).
 
-Bits are the same in every run with the same plan, ``batch_tokens``, machine and thread count.
+Bits are the same in every run with the same plan, ``batch_tokens``, machine and thread count; with
+native products, in the architectures of ``fused.py``, for any of these but the machine.
 """
 
 from __future__ import annotations
