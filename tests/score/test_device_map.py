@@ -175,7 +175,7 @@ def test_what_has_no_memory(make_model: Make) -> None:
 def test_hooks_change_no_bit(
     name: str, path: str, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avops.score.fused._native", lambda: False)  # what has hooks is not fused
+    monkeypatch.setattr("avops.score.fused._serves", lambda _: False)  # what has hooks is not fused
     alone, hooked = make(name), make(name)
     accelerate.dispatch_model(hooked, cut(hooked, ("cpu",) * 3), force_hooks=True)
     assert hasattr(hooked.get_output_embeddings(), "_hf_hook")
