@@ -182,7 +182,7 @@ class Fused:
                 return torch.nn.functional.linear(input, weight, module.bias)
             rows = input.reshape(-1, input.shape[-1]).contiguous()
             (out,) = self._linear(rows, module)
-            return out.view(*input.shape[:-1], -1)
+            return out.view(*input.shape[:-1], weight.shape[0])
 
         return forward
 
