@@ -3,14 +3,15 @@
     python -m bench.cuda_report [--arch sm_80 sm_90 sm_100 sm_120] [--sass cuobjdump]
 
 Registers of a thread, bytes of stack and spills, and how many threads a multiprocessor of 65,536
-registers then holds. With cuobjdump (of the CUDA toolkit, or of the package nvidia-cuda-cuobjdump)
-also the loads and stores of 16 bytes among those that stream, and contracted multiply-adds, which
-must be none.
+registers then holds. With cuobjdump (of the CUDA toolkit, or of Triton) also the streaming loads
+and stores by bytes, the bytes that a thread has under way before it uses any (for each place of the
+code that loads vectors), and contracted multiply-adds, which must be none.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -29,13 +30,14 @@ REGISTERS, MOST_THREADS = 65536, 2048
 
 @dataclass
 class Usage:
-    """One kernel on one architecture. loads, stores, fused: None: not disassembled."""
+    """One kernel on one architecture. loads and what follows: None: not disassembled."""
 
     registers: int
     stack: int
     spills: int
     loads: str | None = None
     stores: str | None = None
+    ahead: list[int] | None = None
     fused: int | None = None
 
 
@@ -85,7 +87,38 @@ def disassemble(cubin: Path, cuobjdump: str, usage: dict[str, Usage]) -> None:
             continue
         kernel.loads = widths(block, "LDG")
         kernel.stores = widths(block, "STG")
+        kernel.ahead = sorted(together(block))
         kernel.fused = len(re.findall(r"\bFFMA\b", block))
+
+
+def disassembler() -> str | None:
+    """Where cuobjdump is: on PATH, or in Triton's package."""
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        there = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
+        found = str(there) if there.exists() else None
+    return found
+
+
+def together(text: str) -> list[int]:
+    """Bytes of the streaming loads of vectors that come before the first use of any of them."""
+    found: list[int] = []
+    waiting: set[str] = set()
+    total = 0
+    for line in re.findall(r"/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+ )?([^;]*);", text):
+        name, _, operands = line.partition(" ")
+        first, _, others = operands.partition(",")
+        read = operands if name.startswith(("ST", "RED", "ATOM")) else others
+        if not waiting.isdisjoint(re.findall(r"\bR\d+", read)):
+            found.append(total)
+            waiting, total = set(), 0
+        load = re.match(r"LDG\.E\.EF\.(64|128)", name)
+        if load:
+            place, nbytes = int(first.strip().lstrip("R")), int(load[1]) // 8
+            waiting |= {f"R{place + word}" for word in range(nbytes // 4)}
+            total += nbytes
+    return found
 
 
 def widths(text: str, instruction: str) -> str:
@@ -112,7 +145,7 @@ def print_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--sass", default=shutil.which("cuobjdump"), metavar="CUOBJDUMP")
+    parser.add_argument("--sass", default=disassembler(), metavar="CUOBJDUMP")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -123,13 +156,14 @@ def main() -> None:
             for name, threads in KERNELS.items():
                 one = usage[name]
                 cells = (one.registers, one.stack, one.spills, resident(one.registers, threads))
-                found = (one.loads, one.stores, one.fused)
+                ahead = one.ahead and ", ".join(map(str, one.ahead))
+                found = (one.loads, one.stores, ahead or None, one.fused)
                 rows.append(
                     [arch, name, *(str(cell) for cell in cells)]
                     + ["-" if cell is None else str(cell) for cell in found]
                 )
     columns = ("GPU", "kernel", "registers", "stack", "spilled", "threads per SM")
-    print_markdown((*columns, "loads by bytes", "stores by bytes", "FFMA"), rows)
+    print_markdown((*columns, "loads by bytes", "stores by bytes", "under way", "FFMA"), rows)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ tests() {
     options+=(-o addopts=--import-mode=importlib)
     [ -n "$REHEARSE" ] && options+=(--collect-only -qq)
     [ "$jobs" -gt 1 ] && [ -z "$REHEARSE" ] && has xdist && options+=(-n "$jobs")
-    run "$name" "$limit" "$PYTHON" -m pytest "${options[@]}" "$@"
+    # On a device nothing is interpreted; a rehearsal collects what would run there.
+    run "$name" "$limit" env -u TRITON_INTERPRET "$PYTHON" -m pytest "${options[@]}" "$@"
 }
 # sanitized TOOL: every access of small, awkward tables is watched.
 sanitized() {

@@ -52,8 +52,7 @@ class HostSite:
 
     def check(self) -> None:
         """Raise CheckpointError when a file was changed."""
-        for mapped in (self._inputs.base, *(vector.mapped for vector in self._inputs.vectors)):
-            mapped.check()
+        self._inputs.check()
 
     def start(self, rows: np.ndarray) -> None:
         """Keep the coefficients: a device's work goes first."""
@@ -85,6 +84,8 @@ class HostSite:
         import torch
 
         dtype, count = target.dtype, target.base.count
+        if not count:
+            return 0, 0, 0, 0
         direct = target.tensor.device.type == "cpu" and target.direct
         if direct:
             raw = target.tensor.detach().view(-1).view(torch.uint8).numpy()

@@ -32,6 +32,7 @@ from avops.knobs.site import NONFINITE, Inputs
 from avops.knobs.sites import load_all, make_sites
 from avops.knobs.targets import check_ready, find_targets
 from avops.knobs.ties import check_rules
+from avops.knobs.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,7 @@ class Knobs:
         self._model = model
         self._targets = find_targets(model, self._inputs.base, mapped, self._settings.key_seed)
         check_rules(self._targets, self._dials, self._inputs)
+        self._watch = Watch(model, self._targets)
         self._dials.place([target.name for target in self._targets])
         self._held = np.array(
             [[target.name in av for av in self._inputs.vectors] for target in self._targets],
@@ -124,11 +126,13 @@ class Knobs:
         """The effective λ of what is loaded, as `avops merge` reports it.
 
         None where λ is 0 or the sample cannot tell. Computed when first asked for after a ``set``,
-        from 0.2 % of the weights.
+        from 0.2 % of the weights and the files they come from, which must be what they were.
         """
         with self.lock, self._measuring:
             loaded = self._whole()
             if self._effective is None:
+                self._watch.check()
+                self._inputs.check()
                 lams = shown(loaded.exact)
                 self._effective = effective(self._targets, loaded.rows, self._inputs, lams)
             return dict(self._effective)
@@ -153,13 +157,15 @@ class Knobs:
     @contextlib.contextmanager
     def at(self, lams: Mapping[str, Lam] | None = None, /, **more: Lam) -> Iterator[None]:
         """``set`` for the length of a ``with`` block, then back to what was loaded before."""
-        before = self._whole().exact
-        self.set(lams, **more)
+        before = self._whole()
         try:
+            self.set(lams, **more)
             yield
         finally:
-            with self.lock.alone():
-                self._put(before)
+            # A set that failed has brought it back itself.
+            if self._loaded is not before:
+                with self.lock.alone():
+                    self._put(before.exact)
 
     def _whole(self) -> _Loaded:
         loaded = self._loaded
@@ -170,8 +176,7 @@ class Knobs:
     def _put(self, exact: Mapping[str, Fraction]) -> None:
         """Load ``exact``; after a failure what was there before, computed anew."""
         rows = np.where(self._held, self._dials.rows(exact), np.float32(0))
-        for target in self._targets:
-            target.check()
+        self._watch.check()
         for site in self._sites:
             site.check()
         before = self._loaded
@@ -179,10 +184,11 @@ class Knobs:
             self._loaded = self._effective = None
             counts = self._write(rows)
             self._refuse_nonfinite(counts, rows)
+            self._loaded = _Loaded(exact, rows, self._summary(counts, rows))
         except BaseException:
+            self._loaded = None
             self._go_back(before)
             raise
-        self._loaded = _Loaded(exact, rows, self._summary(counts, rows))
         permit(self._model)
 
     def _go_back(self, before: _Loaded | None) -> None:

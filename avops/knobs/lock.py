@@ -50,29 +50,30 @@ class SharedLock:
 
         Raises AvopsError where two threads that are both inside wait for each other to leave.
         """
-        me = threading.get_ident()
-        with self._changed:
-            if me in self._inside and any(other in self._inside for other in self._waiting):
-                raise AvopsError(
-                    "two threads call Knobs.set() while both hold knobs.lock, so each would wait "
-                    "for the other for ever; call set() outside of `with knobs.lock`"
-                )
-            self._waiting.append(me)
-            try:
-                while not self._may_own(me):
-                    self._changed.wait()
-                self._owner = me
-                self._depth += 1
-            finally:
-                self._waiting.remove(me)
-                self._changed.notify_all()
+        me, mine = threading.get_ident(), False
         try:
+            with self._changed:
+                if me in self._inside and any(other in self._inside for other in self._waiting):
+                    raise AvopsError(
+                        "two threads call Knobs.set() while both hold knobs.lock, so each would "
+                        "wait for the other for ever; call set() outside of `with knobs.lock`"
+                    )
+                self._waiting.append(me)
+                try:
+                    while not self._may_own(me):
+                        self._changed.wait()
+                    self._owner, self._depth, mine = me, self._depth + 1, True
+                finally:
+                    self._waiting.remove(me)
+                    self._changed.notify_all()
             yield
         finally:
-            with self._changed:
-                self._depth -= 1
-                self._owner = me if self._depth else None
-                self._changed.notify_all()
+            # Also where Ctrl-C comes between the two: it would be nobody's for ever.
+            if mine:
+                with self._changed:
+                    self._depth -= 1
+                    self._owner = me if self._depth else None
+                    self._changed.notify_all()
 
     def _may_share(self, me: int) -> bool:
         if me in self._inside or self._owner == me:

@@ -25,6 +25,11 @@ class Inputs:
     base: Mapped
     vectors: tuple[MappedVector, ...]
 
+    def check(self) -> None:
+        """Raise CheckpointError when a file was changed."""
+        for mapped in (self.base, *(vector.mapped for vector in self.vectors)):
+            mapped.check()
+
 
 Told = Callable[[int], None]
 

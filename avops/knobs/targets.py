@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from avops.disk import Checkpoint, Tensor, touched
 from avops.dtypes import COMPUTABLE, F32, DType
-from avops.errors import AvopsError, MismatchError, UserError
+from avops.errors import MismatchError, UserError
 from avops.kernels import dither_key
 from avops.knobs.mapped import Mapped, MappedVector
 from avops.knobs.ties import check_tied, check_unused
@@ -40,16 +40,14 @@ class Place:
 class Target:
     """A parameter or buffer, once however many names it is tied to.
 
-    names: the base's names of it, in file order. dtype: what results are rounded to. pointer: its
-    address, which must not change. key: of dithered rounding, None for nearest.
+    names: the base's names of it, in file order. dtype: what results are rounded to. key: of
+    dithered rounding, None for nearest.
     """
 
     names: tuple[str, ...]
     tensor: torch.Tensor
     base: Tensor
     dtype: DType
-    places: tuple[Place, ...]
-    pointer: int
     key: int | None = None
 
     @property
@@ -66,16 +64,6 @@ class Target:
     def kept(self) -> bool:
         """Whether it is the base's bytes (perhaps widened) where no term touches it."""
         return self.base.dtype == self.dtype
-
-    def check(self) -> None:
-        """Raise AvopsError when the model holds another tensor by now, or has moved this one."""
-        held = all(place.tensor is self.tensor for place in self.places)
-        if not held or self.tensor.data_ptr() != self.pointer:
-            raise AvopsError(
-                f"model parameter {self.name!r} is not where it was when Knobs was made (a "
-                "model.to(), load or cast moved or replaced it), so it was not changed; make a "
-                "new Knobs"
-            )
 
 
 def check_ready(model: torch.nn.Module) -> None:
@@ -98,7 +86,7 @@ def find_targets(
     seed: of dithered rounding, None for nearest. Raises MismatchError where model, base and
     vectors do not fit.
     """
-    named, checkpoint = _named(model), base.checkpoint
+    named, checkpoint = named_places(model), base.checkpoint
     found: dict[object, tuple[list[str], torch.Tensor]] = {}
     for source in touched(checkpoint):
         name = source.name
@@ -121,7 +109,7 @@ def find_targets(
                     f"{checkpoint.path}: lacks the model's parameter {name!r}, so it cannot be "
                     "set; give the checkpoint that the model was loaded from"
                 )
-    targets = [_target(names, tensor, checkpoint, named, seed) for names, tensor in found.values()]
+    targets = [_target(names, tensor, checkpoint, seed) for names, tensor in found.values()]
     _check_apart(targets)
     return tuple(targets)
 
@@ -130,7 +118,6 @@ def _target(
     names: Sequence[str],
     tensor: torch.Tensor,
     checkpoint: Checkpoint,
-    named: Mapping[str, Sequence[Place]],
     seed: int | None,
 ) -> Target:
     source = checkpoint.tensors[names[0]]
@@ -147,11 +134,10 @@ def _target(
                 "by its name, but the model ties them to one parameter; use rounding='nearest', "
                 "or a base that holds one of them"
             )
-    places = tuple(place for name in names for place in named[name])
-    return Target(tuple(names), tensor, source, dtype, places, tensor.data_ptr(), key)
+    return Target(tuple(names), tensor, source, dtype, key)
 
 
-def _named(model: torch.nn.Module) -> dict[str, list[Place]]:
+def named_places(model: torch.nn.Module) -> dict[str, list[Place]]:
     """Parameters and buffers by the checkpoint's names for them."""
     named: dict[str, list[Place]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -209,5 +195,6 @@ def _check_apart(targets: Sequence[Target]) -> None:
 def _ranges(targets: Sequence[Target]) -> Iterator[tuple[str, int, int, str]]:
     for target in targets:
         if target.tensor.numel():
-            end = target.pointer + target.tensor.nbytes
-            yield str(target.tensor.device), target.pointer, end, target.name
+            start = target.tensor.data_ptr()
+            end = start + target.tensor.nbytes
+            yield str(target.tensor.device), start, end, target.name

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from tables import Arena, Stored, Wanted, compare, hold
 ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "csrc/combine.cu").read_text(encoding="utf-8")
 KEY = dither_key(1, "a weight")
+# Of 0 to 4 terms: 16 bytes of the base and of each, for as many vectors as a round has.
+ROUNDS = sorted(16 * (1 + n) * vectors for n, vectors in enumerate((4, 3, 2, 2, 1)))
 
 has_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
@@ -230,6 +233,41 @@ def test_nvrtc_compiles_the_kernels_that_are_asked_for(arch: str) -> None:
 
 
 @pytest.mark.usefixtures("nvrtc")
+def test_nvrtc_makes_what_nvcc_makes(tmp_path: Path) -> None:
+    """Nothing contracted, and loads together, as the report has it of nvcc's code."""
+    cuobjdump = cuda_report.disassembler()
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump")
+    cubin = tmp_path / "code.cubin"
+    cubin.write_bytes(cuda_code._compiled(("bf16_bf16_4",), "sm_90").code)
+    usage = {"bf16_bf16_4": cuda_report.Usage(0, 0, 0)}
+    cuda_report.disassemble(cubin, cuobjdump, usage)
+    assert (usage["bf16_bf16_4"].fused, usage["bf16_bf16_4"].ahead) == (0, ROUNDS)
+
+
+def test_nvrtc_is_told_to_contract_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is not installed."""
+    given: dict[str, object] = {}
+
+    class Program:
+        def __init__(self, code: str, language: str, *, options: None) -> None:
+            given.update(code=code, language=language)
+
+        def compile(self, kind: str) -> str:
+            return kind
+
+    fake = SimpleNamespace(Program=Program, ProgramOptions=lambda **options: given.update(options))
+    monkeypatch.setattr(cuda_code, "core", lambda: fake)
+    monkeypatch.setattr(cuda_code, "_check_nvrtc", lambda: None)
+    cuda_code._compiled.cache_clear()
+    assert cuda_code._compiled(("tiles",), "sm_90") == "cubin"
+    cuda_code._compiled.cache_clear()
+    assert (given["fma"], given["arch"], given["std"]) == (False, "sm_90", "c++17")
+    assert (given["code"], given["language"]) == (SOURCE, "c++")
+    assert given["define_macro"] == ("AVOPS_KERNELS", cuda_code.mask(["tiles"]))
+
+
+@pytest.mark.usefixtures("nvrtc")
 def test_what_nvrtc_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_code, "source", lambda: "no C++")
     with pytest.raises(BackendError, match="NVRTC does not compile combine.cu for sm_90: "):
@@ -237,20 +275,23 @@ def test_what_nvrtc_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @has_nvcc
-def test_kernels_neither_spill_nor_contract(tmp_path: Path) -> None:
-    """Some of them, for one architecture; bench/cuda_report.py has all."""
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_kernels_neither_spill_nor_contract(tmp_path: Path, arch: str) -> None:
+    """Some of them, for two architectures; bench/cuda_report.py has all."""
     some = ("bf16_bf16_4", "bf16_bf16_dither_4", "mixed", "tiles")
-    cubin, usage = cuda_report.compile_for("sm_90", tmp_path, some)
+    cubin, usage = cuda_report.compile_for(arch, tmp_path, some)
     assert set(usage) == set(some)
     for name, one in usage.items():
         assert (one.stack, one.spills) == (0, 0), f"{name} spills"
         # 512 threads on a multiprocessor, at 64 bytes under way each, cover its latency.
         assert cuda_report.resident(one.registers, KERNELS[name]) >= 512, name
-    cuobjdump = shutil.which("cuobjdump")
+    cuobjdump = cuda_report.disassembler()
     if cuobjdump is not None:
         cuda_report.disassemble(cubin, cuobjdump, usage)
         assert all(one.fused == 0 for one in usage.values())
         assert (usage["bf16_bf16_4"].loads or "").startswith("16: ")
+        for name in some[:2]:
+            assert usage[name].ahead == ROUNDS, f"{name}: loads wait behind arithmetic"
 
 
 @has_nvcc
@@ -282,6 +323,14 @@ ptxas info    : Used 122 registers, used 1 barriers, 16 bytes smem
     ]
     sass = "LDG.E.EF.128 R0\nLDG.E.EF.128.X R0\nLDG.E.EF R1\nLDG.E.EF.U16 R1\nLDG.E.64 R2\n"
     assert cuda_report.widths(sass, "LDG") == "16: 2, 4: 1, 2: 1"
+    code = """/*0010*/ LDG.E.EF.128 R8, desc[UR4][R2.64] ;
+        /*0020*/ @!P0 LDG.E.EF.64 R12, desc[UR4][R2.64+0x10] ;
+        /*0030*/ FADD R3, R1, R2 ;
+        /*0040*/ LDG.E.EF.U16 R5, desc[UR4][R2.64] ;
+        /*0050*/ FADD R4, -R13, R2 ;
+        /*0060*/ LDG.E.EF.128 R16, desc[UR4][R2.64] ;
+        /*0070*/ STG.E.EF.128 desc[UR4][R2.64], R18 ;"""
+    assert cuda_report.together(code) == [24, 16]
     cuda_report.print_markdown(("a", "b"), [["1", "2"]])
     assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 

@@ -48,6 +48,10 @@ def overlapping() -> dict[str, tuple[list[Entry], str]]:
             [entry(base=memory[:8], out=half[:16].view(torch.bfloat16)[:8])],
             "the out of entry 0 overlaps an input of entry 0",
         ),
+        "base of another dtype, as long": (
+            [entry(base=half[:8], out=half[:8].view(torch.bfloat16))],
+            "the out of entry 0 overlaps an input of entry 0",
+        ),
         "another entry's base": (
             [entry(base=memory[:8]), entry(out=memory[:8])],
             "the out of entry 1 overlaps an input of entry 0",

@@ -17,6 +17,7 @@ import torch
 
 from avops.dtypes import COMPUTABLE
 from avops.kernels.many import Entry, LowRank, Values, layout, triton, triton_plan
+from avops.kernels.many.device_lams import HostLams
 from avops.kernels.many.triton_plan import COMPILED, INTERPRETED, plan
 from interpreters import interpreter_refusal
 
@@ -217,6 +218,19 @@ def test_devices_and_interpreter_are_named(fresh: None, monkeypatch: pytest.Monk
         triton.nothing  # noqa: B018
 
 
+def test_launches_fuse_nothing() -> None:
+    """What the code is compiled with below is what is launched with."""
+    given: list[dict[str, object]] = []
+    state = object.__new__(triton.Prepared)
+    state._lams = HostLams((1, 1), torch.device("cpu"))
+    state._counts = state._entries = state._parts = torch.zeros(1)
+    state._tables, state._terms = [], 1
+    state._launches = [(lambda *_, **options: given.append(options), torch.zeros(1), {"SIZE": 8})]
+    state.run(np.zeros((1, 1), np.float32))
+    assert given == [{"SIZE": 8, **triton.OPTIONS}]
+    assert triton.OPTIONS["enable_fp_fusion"] is False
+
+
 # Compiled for devices that need not be there.
 
 POINTERS = {"chunks": "*i32", "entries": "*i64", "parts": "*i64", "lams": "*fp32", "counts": "*i64"}
@@ -263,7 +277,7 @@ def test_compiled_arithmetic_is_exact_and_loads_are_wide(
         attrs={(place(name),): [["tt.divisibility", 16]] for name in POINTERS},
     )
     warps = triton_plan.Launch(kernel, np.empty(0), {}).warps
-    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False}
+    options = {"num_warps": warps, **triton.OPTIONS}
     made = compiler.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     code = made.asm["ptx"]
     arithmetic = re.findall(r"\b(fma|mad|add|sub|mul|div)\.((?:\w+\.)*)f32", code)

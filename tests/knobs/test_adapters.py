@@ -73,6 +73,8 @@ def test_the_bits_of_merge(
     knobs.set(one=1)
     alone = merged(["one:1"], "b.safetensors")
     assert bits(model.state_dict()) == bits(alone)
+    # Counted are the tensors that the adapter changes, and no others.
+    assert knobs.counts.elements == 32 * 32 + 32 * 48 + 2 * 260 * 32 + 32
     moved = [name for name, tensor in alone.items() if not torch.equal(tensor, project.base[name])]
     assert len(moved) == 5
     knobs.set()

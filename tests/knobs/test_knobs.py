@@ -119,6 +119,27 @@ def test_at_comes_back(model: torch.nn.Module) -> None:
     assert same_bits(model, before)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before the block", "after writing"])
+def test_an_interrupt_at_the_border_of_at(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Ctrl-C when all weights are written, and when ``set`` has returned: back all the same."""
+    knobs = Knobs(model, AVS, base="base.safetensors")
+    knobs.set(fin=0.3)
+    place, real = ("_summary", knobs._summary) if late else ("set", knobs.set)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(knobs, place, real)
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(knobs, place, interrupted)
+    with pytest.raises(KeyboardInterrupt), knobs.at(med=1):
+        raise AssertionError("the block was entered")
+    assert knobs.state["fin"] == pytest.approx(0.3)  # float32 of it
+    assert same_bits(model, merged(["fin:.3"], "a.safetensors"))
+
+
 def test_lam_is_rounded_to_float32_once(model: torch.nn.Module) -> None:
     knobs = Knobs(model, AVS, base="base.safetensors")
     knobs.set(med=0.1)

@@ -116,3 +116,25 @@ def test_an_error_inside_leaves_it_free() -> None:
 
     start(enter).join(30)
     assert entered
+
+
+def test_an_interrupt_while_it_is_taken_leaves_it_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between taking it and the block: it would be nobody's for ever."""
+    lock = SharedLock()
+    notify = lock._changed.notify_all
+
+    def interrupted() -> None:
+        monkeypatch.setattr(lock._changed, "notify_all", notify)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock._changed, "notify_all", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock.alone():
+        raise AssertionError("the block was entered")
+    entered = []
+
+    def enter() -> None:
+        with lock:
+            entered.append(1)
+
+    start(enter).join(30)
+    assert entered

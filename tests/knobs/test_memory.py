@@ -45,6 +45,28 @@ def test_python_and_numpy_allocate_nothing_that_stays(
         tracemalloc.stop()
 
 
+def test_nothing_large_is_allocated_after_the_first_time(tmp_path: Path) -> None:
+    """Not even for the time of a ``set``: staging and low-rank differences have their memory."""
+    from safetensors.torch import save_file
+
+    from adapters import save_by_hand
+
+    size = 700
+    model = torch.nn.Sequential(torch.nn.Linear(size, size, bias=False)).eval()
+    save_file({"0.weight": torch.randn(size, size).bfloat16()}, tmp_path / "b.safetensors")
+    sides = {"lora_A.weight": torch.randn(2, size), "lora_B.weight": torch.randn(size, 2)}
+    arrays = {f"base_model.model.0.{name}": side.numpy() for name, side in sides.items()}
+    avs = {"a": save_by_hand(tmp_path / "a", arrays)}
+    knobs = Knobs(model, avs, base=tmp_path / "b.safetensors")
+    knobs.set(a=0.5)
+    tracemalloc.start()
+    try:
+        knobs.set(a=-0.5)
+        assert tracemalloc.get_traced_memory()[1] < size * size  # half of the tensor in bf16
+    finally:
+        tracemalloc.stop()
+
+
 def resident() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096

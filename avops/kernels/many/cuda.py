@@ -66,8 +66,9 @@ class Prepared:
             rows = np.concatenate([array.reshape(-1) for array in arrays])
             self._rows = torch.from_numpy(rows).to(device)
             self._counts = torch.zeros((len(entries), 4), dtype=torch.int64, device=device)
-            self._lams = DeviceLams(shape, device)
             self._loaded = torch.zeros(shape, dtype=torch.float32, device=device)
+            # Its copy is waited for, and with it all that is filled above: runs have other streams.
+            self._lams = DeviceLams(shape, device)
             kernels = cuda_code.load(made, capability)
         config = cuda_code.core().LaunchConfig
         # Addresses of the rows: entries, parts, then the chunks of each launch.

@@ -22,15 +22,15 @@ HEAD, WIDTH = 5, 6
 
 # Threads of a block, by kernel. The order is that of AVOPS_KERNEL in the source.
 KERNELS = {
-    "bf16_bf16_4": 256,
+    "bf16_bf16_4": 128,
     "bf16_bf16_8": 256,
-    "bf16_bf16_dither_4": 256,
+    "bf16_bf16_dither_4": 128,
     "bf16_bf16_dither_8": 256,
-    "bf16_f32_4": 256,
+    "bf16_f32_4": 128,
     "bf16_f32_8": 256,
-    "f16_f16_4": 256,
+    "f16_f16_4": 128,
     "f16_f16_8": 256,
-    "f32_f32_4": 256,
+    "f32_f32_4": 128,
     "f32_f32_8": 256,
     "mixed": 256,
     "elements": 256,
@@ -38,7 +38,7 @@ KERNELS = {
 }
 
 # Elements of a chunk: LARGE ones cost less, SMALL ones balance better. Large where that makes MANY
-# blocks: ten for each place of a large GPU, and most small tensors are a block each.
+# blocks: six for each place of a large GPU, and most small tensors are a block each.
 LARGE, SMALL, MANY = 32768, 8192, 4096
 
 # A block's tile of a low-rank entry, and what its 32-bit offsets reach.

@@ -21,6 +21,9 @@ from avops.kernels.many.triton_plan import COMPILED, INTERPRETED, plan
 if TYPE_CHECKING:
     import torch
 
+# Of every launch. No product is fused with a sum: the bits are those of separate roundings.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}
+
 
 @functools.cache
 def available() -> tuple[bool, str]:
@@ -122,8 +125,7 @@ class Prepared:
                     self._counts,
                     self._terms,
                     **options,
-                    num_stages=1,
-                    enable_fp_fusion=False,
+                    **OPTIONS,
                 )
 
     def counts(self) -> list[list[int]]:
