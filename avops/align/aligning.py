@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.align.saved import Target, save_adapter, save_aligned
+from avops.align.saved import Target, check_places, save_adapter, save_aligned
 from avops.align.settings import Settings
 from avops.align.tokens import plan_of, token_pairs
 from avops.disk import fingerprint
@@ -91,7 +91,8 @@ def align(
     from avops.align import trainer
     from avops.score import load_tokenizer
 
-    main = trainer.is_main(_training_device(job.device))
+    device = _training_device(job.device)
+    main = trainer.is_main(device)
     if not main:
         progress = tell = None
     tokenizer = load_tokenizer(job.tokenizer or opened.sidecars)
@@ -102,12 +103,7 @@ def align(
     latest = _latest(state) if state is not None and job.resume else None
     if tell is not None:
         tell(f"loading {job.base}")
-    dtype = job.settings.weights
-    live = LiveModel(opened, "cpu", dtype=dtype)
-    _check_fits(live.model, plan)
-    second = None
-    if job.settings.lora is None and not job.settings.precompute:
-        second = LiveModel(opened, "cpu", dtype=dtype).model
+    live, second = _models(opened, job.settings, plan)
     with live.threads():
         trained = trainer.train(
             live.model,
@@ -115,21 +111,40 @@ def align(
             tokenizer,
             token_pairs(job.preferences, plan),
             job.settings,
-            trainer.Run(_training_device(job.device), state, latest, progress),
+            trainer.Run(device, state, latest, progress),
         )
     del live, second
     gc.collect()
     if not trained.main:
         return None
     record |= {"training": _measured(trained)}
-    if trained.adapter is None:
-        save_aligned(target, trained.weights, record)
-    else:
-        config = _named(trained.adapter, record["base"]["path"])
-        save_adapter(target, trained.weights, config, record)
+    _save(target, trained, record)
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     return Aligned(job.out, record, trained, time.perf_counter() - start)
+
+
+def _models(opened: Opened, settings: Settings, plan: TokenPlan) -> tuple[LiveModel, Any]:
+    """The model to train, and another with its weights before training, where one is needed.
+
+    Raises MismatchError where trained weights would have no place in a checkpoint like the base.
+    """
+    live = LiveModel(opened, "cpu", dtype=settings.weights)
+    _check_fits(live.model, plan)
+    if settings.lora is not None:
+        return live, None
+    check_places(opened.base, live.model.state_dict())
+    if settings.precompute:
+        return live, None
+    return live, LiveModel(opened, "cpu", dtype=settings.weights).model
+
+
+def _save(target: Target, trained: Trained, record: dict[str, Any]) -> None:
+    if trained.adapter is None:
+        save_aligned(target, trained.weights, record)
+        return
+    config = _named(trained.adapter, record["base"]["path"])
+    save_adapter(target, trained.weights, config, record)
 
 
 def state_directory(out: Path) -> Path:

@@ -134,6 +134,8 @@ class TextJudge:
         MissingExtraError without scikit-learn.
         """
         model = new_model()
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
         if len(items.levels) < 2:
             raise DataError(
                 f"{items.source}: a single level {items.levels[0]!r}, expected two or more to tell "
@@ -142,7 +144,10 @@ class TextJudge:
         texts = [text for item in items for text in item.responses.values()]
         labels = [level for item in items for level in item.responses]
         try:
-            model.fit(texts, labels)
+            # More threads wait for each other at every step: ten times the time on busy cores. And
+            # the order of sums is theirs, so that their number would decide the last bits.
+            with threadpool_limits(1):
+                model.fit(texts, labels)
         except ValueError as error:
             raise DataError(
                 f"{items.source}: no judge can be trained on these responses: {error}; give others "

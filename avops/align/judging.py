@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from avops.align.answers import Answers
-from avops.align.verdicts import DomainShares, Judge, Verdict, shares
+from avops.align.verdicts import DomainShares, GroupJudge, Judge, Verdict, shares
 from avops.score import Question, encode_questions
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from avops.search import Evaluator
 
 Progress = Callable[[int, int], None]
+
+GROUP = 32
+"""Answers that a judge of groups is given at a time."""
 
 
 @dataclass
@@ -149,17 +152,24 @@ class Panel:
 
 
 class _Desk:
-    """Gets verdicts on answers: one after the other, or ``jobs`` of them at a time in threads."""
+    """Gets verdicts on answers: one by one, in groups, or ``jobs`` at a time in threads."""
 
     def __init__(self, how: Judging, result: Judged) -> None:
         self._how, self._result = how, result
         self._pending: dict[int, Future[Verdict]] = {}
+        self._groups = how.judge if isinstance(how.judge, GroupJudge) else None
+        self._waiting: list[int] = []  # for a group
         self._pool: ThreadPoolExecutor | None = None
-        if how.jobs > 1:
+        if how.jobs > 1 and self._groups is None:
             self._pool = ThreadPoolExecutor(how.jobs, thread_name_prefix="avops-judge")
 
     def take(self, number: int) -> None:
         """Judge an answer, or have it judged. Raises what the judge raised, here or before."""
+        if self._groups is not None:
+            self._waiting.append(number)
+            if len(self._waiting) == GROUP:
+                self._judge_group(self._groups)
+            return
         query = self._result.items[number].query
         answer = self._result.answers[number].text
         if self._pool is None:
@@ -170,16 +180,26 @@ class _Desk:
 
     def wait(self) -> None:
         """Collect all verdicts."""
+        if self._groups is not None and self._waiting:
+            self._judge_group(self._groups)
         self._collect(list(self._pending))
 
     def close(self) -> None:
         """Ask for no more; keep the verdicts that came all the same."""
+        if self._groups is not None and self._waiting:
+            self._judge_group(self._groups)
         if self._pool is None:
             return
         self._pool.shutdown(wait=True, cancel_futures=True)
         for number, future in self._pending.items():
             if not future.cancelled() and future.exception() is None:
                 self._result.verdicts[number] = future.result()
+
+    def _judge_group(self, judge: GroupJudge) -> None:
+        numbers, self._waiting = self._waiting, []
+        answers = [self._result.answers[number].text for number in numbers]
+        verdicts = judge.judge_all(answers)
+        self._result.verdicts.update(zip(numbers, verdicts, strict=True))
 
     def _collect(self, numbers: Sequence[int]) -> None:
         for number in numbers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from avops.score import wilson
 from avops.score.items import OVERALL
@@ -40,6 +40,14 @@ class Judge(Protocol):
 
     def about(self) -> dict[str, Any]:
         """What a result needs to say about the judge, as JSON-able values."""
+
+
+@runtime_checkable
+class GroupJudge(Protocol):
+    """A judge to whom many answers at once cost far less than one after the other."""
+
+    def judge_all(self, answers: Sequence[str]) -> list[Verdict]:
+        """The verdict on each of ``answers``: those that ``judge`` gives, whatever the queries."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,14 @@ def add(verbs: Any) -> None:
         "avoidance of one domain, chosen > rejected, or with --target another level in every "
         "domain at once. The result is entered in avops.toml, so that --av knows it.",
     )
-    parser.add_argument("base", nargs="?", metavar="BASE", help="checkpoint: file or directory")
+    project.add_base(parser)
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="*.safetensors, or a directory"
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="file.safetensors, or a directory",
     )
     what = parser.add_argument_group("what to prefer")
     what.add_argument(
@@ -51,9 +56,11 @@ def add(verbs: Any) -> None:
     _add_adapter(parser.add_argument_group("LoRA adapter in place of all weights"))
     _add_machine(parser.add_argument_group("machine"))
     made = parser.add_argument_group("results")
-    add_dtype(parser, "of the checkpoint (default: the base's)")
+    add_dtype(made, "of the checkpoint (default: the base's)")
     made.add_argument(
-        "--name", help=f"its name in {project.FILE} (default: the domain, where there is one)"
+        "--name",
+        metavar="NAME",
+        help=f"its name in {project.FILE} (default: the domain, where there is one)",
     )
     made.add_argument("--no-register", action="store_true", help=f"leave {project.FILE} as it is")
     made.add_argument("--force", action="store_true", help="replace an earlier output and entry")
@@ -69,7 +76,7 @@ def _add_training(group: Any) -> None:
     group.add_argument("--batch", type=int, metavar="N", help="pairs in a pass (default: 4)")
     group.add_argument("--accumulate", type=int, metavar="N", help="passes in a step (default: 1)")
     group.add_argument("--lr", type=float, metavar="X", help="learning rate (default: 1e-6)")
-    group.add_argument("--schedule", metavar="NAME", help="linear, cosine, constant, …")
+    group.add_argument("--schedule", metavar="NAME", help="linear (default), cosine, constant, …")
     group.add_argument("--warmup", type=int, metavar="N", help="steps (default: 0)")
     group.add_argument("--weight-decay", type=float, metavar="X", help="default: 0")
     group.add_argument("--clip", type=float, metavar="X", help="norm of gradients (default: 1)")
@@ -99,8 +106,12 @@ def _add_machine(group: Any) -> None:
         "(default: the tokenizer's chat template)",
     )
     group.add_argument("--device", default="auto", help="cpu, cuda (default: auto)")
-    group.add_argument("--weights", metavar="f32|bf16", help="of the weights in training (f32)")
-    group.add_argument("--compute", metavar="f32|bf16", help="of the arithmetic (bf16 on a GPU)")
+    group.add_argument(
+        "--weights", metavar="f32|bf16", help="of the weights in training (default: f32)"
+    )
+    group.add_argument(
+        "--compute", metavar="f32|bf16", help="of the arithmetic (default: f32; bf16 on a GPU)"
+    )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, slower"
     )

@@ -106,6 +106,10 @@ def _finding(store: Store, text: str) -> Finding:
     from avops.search.verdicts import HoldOut, findings
 
     study = store.study
+    if text == "all":
+        raise UserError(
+            f"--want all: expected one combination of {store.directory}; `avops report` lists them"
+        )
     want = parse_want(text, study.board.main)
     held = None
     if study.holdout is not None:

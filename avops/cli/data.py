@@ -38,7 +38,7 @@ def _add_templates(tasks: Any) -> argparse.ArgumentParser:
         description="Write the prompts of `avops data synth` into DIR, one file each, and "
         "templates.toml with levels and domains. Edit them, and give DIR with --templates.",
     )
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where to write them")
     parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
     parser.set_defaults(run=_run_templates)
     return parser

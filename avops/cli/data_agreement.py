@@ -26,7 +26,7 @@ def add(tasks: Any) -> argparse.ArgumentParser:
         "Intervals are 95 %: Wilson's for the accuracy of one annotator, the bootstrap's over "
         "items for all else.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="annotations: .csv or .jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
     parser.set_defaults(run=run)
     return parser

@@ -35,7 +35,6 @@ def add(tasks: Any) -> argparse.ArgumentParser:
         "synth",
         help="personas, queries and responses through an endpoint",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory of journal and data set")
     parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
@@ -115,7 +114,9 @@ def _add_content(group: Any) -> None:
         help="a response draws its number (default: 1-5)",
     )
     group.add_argument("--templates", type=Path, metavar="DIR", help="see avops data templates")
-    group.add_argument("--seed", type=int, default=1, help="of every draw (default: 1)")
+    group.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of every draw (default: 1)"
+    )
 
 
 def _add_cleaning(group: Any) -> None:

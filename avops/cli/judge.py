@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
         "trained on the responses in --judge-data, whose accuracy on the responses of --data is "
         "shown with every table. What wins by log-prob stands beside it: the two can disagree.",
     )
-    parser.add_argument("base", nargs="?", metavar="BASE", help="checkpoint: file or directory")
+    project.add_base(parser)
     project.add_av(parser, "answer with base + Σ λ·AV")
     parser.add_argument(
         "--recipe",
@@ -62,7 +62,13 @@ def add(verbs: Any) -> None:
 
 
 def _add_answering(group: Any) -> None:
-    group.add_argument("--max-tokens", type=int, default=200, metavar="N", help="(default: 200)")
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        default=200,
+        metavar="N",
+        help="of an answer, at most (default: 200)",
+    )
     group.add_argument("--temperature", type=float, metavar="T", help="default: 0, greedy")
     group.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens")
     group.add_argument("--seed", type=int, metavar="S", help="of --temperature (default: 0)")

@@ -27,7 +27,12 @@ def add(verbs: Any) -> None:
         "cores; a second run goes on where the first ended.",
     )
     parser.add_argument(
-        "directory", nargs="?", type=Path, default=Path("avops-paper"), metavar="DIR"
+        "directory",
+        nargs="?",
+        type=Path,
+        default=Path("avops-paper"),
+        metavar="DIR",
+        help="where everything is kept (default: avops-paper)",
     )
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, metavar="N", help="of data and training (default: 1)")
@@ -59,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from avops.paper import Edition, Run, leave_shipped, load_published, write_page
     from avops.search import require_matplotlib
 
-    require_matplotlib()
     _check_extra()
+    require_matplotlib()
     begun = time.monotonic()
     directory, seeds = args.directory, _seeds(args)
     say = _Say(quiet=args.json)

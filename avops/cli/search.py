@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output, scoring
+from avops.cli import output, project, scoring
 from avops.cli.options import add_rules
-from avops.errors import UserError
+from avops.errors import NonFiniteError, UserError
 from avops.score.wording import counted
 from avops.version import __version__
 
 if TYPE_CHECKING:
     from avops.cli.search_study import Asked
     from avops.search.runner import Search
+    from avops.search.store import Store
+    from avops.search.strategies.strategy import Strategy, Told
 
 _EXAMPLES = """\
 examples:
@@ -36,9 +38,8 @@ def add(verbs: Any) -> None:
         "held-out items. Every measurement is kept at once: the same command goes on where the "
         "last one ended.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("base", nargs="?", metavar="BASE", help="checkpoint: file or directory")
+    project.add_base(parser)
     parser.add_argument(
         "--av",
         nargs="+",
@@ -88,8 +89,15 @@ def _add_wanted(parser: argparse.ArgumentParser) -> None:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it is searched")
-    group.add_argument("--strategy", default="active", help="active, grid, refine, optuna:tpe, …")
-    group.add_argument("--seed", type=int, default=0, help="of the strategy (default: 0)")
+    group.add_argument(
+        "--strategy",
+        default="active",
+        metavar="NAME",
+        help="active, grid, grid:best, refine, optuna:tpe, … (default: active)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the strategy (default: 0)"
+    )
     group.add_argument("--max-sum", metavar="S", help="only points with Σ|λ| of at most S")
     group.add_argument(
         "--evaluations",
@@ -136,9 +144,16 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where and on what it runs")
-    group.add_argument("--run", dest="directory", type=Path, metavar="DIR", help="run directory")
     group.add_argument(
-        "--dry-run", action="store_true", help="time one evaluation, and say the rest"
+        "--run",
+        dest="directory",
+        type=Path,
+        metavar="DIR",
+        help="keeps every measurement; the same search goes on from it (default: "
+        "search-XXXXXXXX, the same for the same search)",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="time one evaluation, show the plan, measure no more"
     )
     group.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one for each GPU)"
@@ -154,9 +169,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--rounding",
         default="nearest",
         metavar="nearest|dither",
-        help="of weights, as they will be saved; dither:SEED for another seed than 0",
+        help="of weights, as they will be saved; dither:SEED for another seed than 0 (default: "
+        "nearest)",
     )
-    group.add_argument("--norm", choices=("token", "sum", "byte", "char"), default="token")
+    group.add_argument(
+        "--norm",
+        choices=("token", "sum", "byte", "char"),
+        default="token",
+        help="what a response's log-probs are divided by; sum: nothing (default: token)",
+    )
     group.add_argument("--json", action="store_true", help="one JSON result on stdout")
 
 
@@ -179,7 +200,9 @@ def _dry_run(asked: Asked, *, quiet: bool) -> int:
     evaluator.load()
     point = space.nearest((0.0,) * len(space.axes))
     job = Job(point, terms=space.terms(point))
-    evaluator.evaluate(job)  # the first one also checks the scorer
+    outcome = evaluator.evaluate(job)  # the first one also checks the scorer
+    if outcome.broken:
+        raise NonFiniteError(f"{space.name(point)}: {outcome.broken}")
     seconds = evaluator.evaluate(job).seconds
     if quiet:
         output.result(search_show.plan_data(asked, seconds))
@@ -195,7 +218,7 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
     from avops.search.confirm import after_jobs, measure_after
     from avops.search.item_names import note_items
     from avops.search.report import Report, facts_of
-    from avops.search.report.facts import COMMAND, ENDED
+    from avops.search.report.facts import ENDED
     from avops.search.runner import Search
     from avops.search.store import Store
     from avops.search.strategies.registry import make_strategy
@@ -206,13 +229,7 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
     strategy = make_strategy(asked.study.strategy, asked.study.problem, **options)
     watch = search_show.Watch(search_show.usual(asked), quiet=args.json)
     with Store.open(asked.directory, asked.study, asked.identity) as store:
-        store.note(
-            COMMAND,
-            words=["avops", *sys.argv[1:]],
-            version=__version__,
-            directory=str(Path.cwd()),
-            from_run=os.path.relpath(Path.cwd(), asked.directory),
-        )
+        _note_command(store, asked.directory)
         note_items(store, asked.evaluator.sets)
         with open_crew(args, asked) as crew:
             search = Search(store, strategy, crew, budget, watch)
@@ -238,16 +255,7 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
             finally:
                 watch.close()
                 _note_times(search)
-            from avops.search.strategies.step import looks_at_all
-
-            outlook = strategy.outlook(told)
-            exhausted = bool(
-                args.certify
-                and search.finished
-                and outlook is not None
-                and outlook.fit.trusted
-                and looks_at_all(asked.study.problem)
-            )
+            exhausted = args.certify and search.finished and _certified(strategy, told, asked)
             store.note(ENDED, why=why, exhausted=exhausted)
             report = Report(facts_of(store, strategy=strategy))
             result = search_show.Found(report, search.clock, asked.workers, search.out)
@@ -256,6 +264,28 @@ def _search(args: argparse.Namespace, asked: Asked) -> int:
     else:
         result.show()
     return 0
+
+
+def _certified(strategy: Strategy, told: Told, asked: Asked) -> bool:
+    """Whether the model that was asked to certify may be believed, and looked at every point."""
+    from avops.search.strategies.step import looks_at_all
+
+    if not looks_at_all(asked.study.problem):
+        return False
+    outlook = strategy.outlook(told)
+    return outlook is not None and outlook.fit.trusted
+
+
+def _note_command(store: Store, directory: Path) -> None:
+    from avops.search.report.facts import COMMAND
+
+    store.note(
+        COMMAND,
+        words=["avops", *sys.argv[1:]],
+        version=__version__,
+        directory=str(Path.cwd()),
+        from_run=os.path.relpath(Path.cwd(), directory),
+    )
 
 
 def _note_times(search: Search) -> None:

@@ -62,6 +62,7 @@ def show(state: Status) -> None:
     output.line(f"{state.run}: {_state(state)}")
     share = percent(state.measured / state.points)
     more = [f"{state.out:,} put out of the race on some items"] if state.out else []
+    more += [f"{state.broken:,} left out, not finite there"] if state.broken else []
     more += [f"{state.held:,} on held-out items"] if state.held else []
     more += [counted(state.baselines, "baseline")] if state.baselines else []
     more += [f"{state.waiting:,} asked for and not there yet"] if state.waiting else []

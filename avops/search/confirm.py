@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from avops.errors import NonFiniteError
 from avops.search.fanout.crew import Failed, Lost, Woken
 from avops.search.points import SETTING, Job, baseline_jobs
 from avops.search.store import Result
@@ -57,12 +58,18 @@ def measure_after(store: Store, jobs: Sequence[Job], crew: Crew, watch: Watch) -
         if isinstance(event, Lost):
             watch.note(f"worker {event.worker} was lost ({event.reason}) and is replaced")
         elif not isinstance(event, Woken):
-            _keep(store, event)
+            _keep(store, event, watch)
             left -= 1
 
 
-def _keep(store: Store, outcome: Outcome) -> None:
+def _keep(store: Store, outcome: Outcome, watch: Watch) -> None:
     job = outcome.job
+    if outcome.broken:
+        where = f"{job.split} at {store.study.space.name(job.point)}"
+        if job.split != HOLDOUT:
+            raise NonFiniteError(f"{where}: {outcome.broken}")
+        watch.note(f"{where} confirms nothing: {outcome.broken}")
+        return
     if outcome.effective is not None:
         # Before the scores: a kill between the two measures again, and loses nothing.
         store.note(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avops.disk import fingerprint
-from avops.errors import DataError
+from avops.errors import DataError, NonFiniteError
 from avops.recipe import Term, exact_text
 from avops.score import instructed, instructions_for, load_items
 from avops.score.norms import lengths, normalise
@@ -75,10 +75,11 @@ class Job:
 class Outcome:
     """What a job gave.
 
-    scores: f32 [outputs]; none for a setting, nor for a point that is out. setting, scoring:
-    seconds. worker: who. unchanged: the share of weights that rounding left as in the base, None
-    where no term touches any. effective: λ by vector as it arrived, None unless asked for. out: why
-    the point was put out of its race, None where it was measured on all items.
+    scores: f32 [outputs]; none for a setting, nor for a point that is out or broken. setting,
+    scoring: seconds. worker: who. unchanged: the share of weights that rounding left as in the
+    base, None where no term touches any. effective: λ by vector as it arrived, None unless asked
+    for. out: why the point was put out of its race, None where it was measured on all items.
+    broken: what is not finite there, a weight or a score; empty where all is.
     """
 
     job: Job
@@ -89,6 +90,7 @@ class Outcome:
     unchanged: float | None = None
     effective: Mapping[str, float | None] | None = None
     out: Out | None = None
+    broken: str = ""
 
     @property
     def seconds(self) -> float:
@@ -211,20 +213,25 @@ class PointEvaluator:
     def evaluate(self, job: Job, stopped: Stopped | None = None) -> Outcome:
         """Set λ, score everything, and say how long it took.
 
+        A λ at which weights or scores are not finite is an outcome, too: others may be sound.
         ``stopped`` is asked after every forward pass; KeyboardInterrupt where it says so.
         """
-        begin = time.perf_counter()
-        self.live.set(job.terms)
-        knobs = self.live.knobs
-        middle = time.perf_counter()
+        begin = middle = time.perf_counter()
         scores, out = np.empty(0, np.float32), None
-        if job.split != SETTING:
-            with self.live.threads():
-                if job.heat is None:
-                    scores = self._row(job, stopped)
-                else:
-                    scores, out = job.heat.run(job.point, partial(self._part, job, stopped))
+        try:
+            self.live.set(job.terms)
+            middle = time.perf_counter()
+            if job.split != SETTING:
+                with self.live.threads():
+                    if job.heat is None:
+                        scores = self._row(job, stopped)
+                    else:
+                        scores, out = job.heat.run(job.point, partial(self._part, job, stopped))
+        except NonFiniteError as error:
+            seconds = time.perf_counter() - begin
+            return Outcome(job, np.empty(0, np.float32), seconds, 0.0, self.name, broken=str(error))
         end = time.perf_counter()
+        knobs = self.live.knobs
         return Outcome(
             job,
             scores,

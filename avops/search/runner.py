@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avops.errors import NonFiniteError
 from avops.score.wording import counted
 from avops.search.budget import Budget, Clock, Progress
 from avops.search.fanout.crew import Failed, Lost, Woken
@@ -58,7 +59,8 @@ class Search:
         self.outlook: Outlook | None = None
         self._study = store.study
         self._race = race_of(store.study)
-        self._out = set(store.outs())
+        self._broken = set(store.broken())
+        self._out = set(store.outs()) | self._broken  # has no scores, and is not asked for again
         self._rows: dict[Point, Result] = {}
         self._before: list[Result] = []
         self._open: set[Point] = set()
@@ -77,13 +79,13 @@ class Search:
 
     @property
     def looked(self) -> int:
-        """Points that were measured, or put out of a race: what the budget counts."""
-        return len(self._rows.keys() | self._out)
+        """Points that were measured, put out of a race, or not finite: what the budget counts."""
+        return len(self._rows.keys() | {point for point in self._out if point in self._study.space})
 
     @property
     def out(self) -> int:
         """Points that were put out of the race."""
-        return len(self._out)
+        return len(self._out - self._broken)
 
     @property
     def found(self) -> int:
@@ -219,7 +221,7 @@ class Search:
         return all(self._known_of(point) for batch in batches for point in batch.points)
 
     def _known_of(self, point: Point) -> bool:
-        """Whether ``point`` is measured, or out of the race."""
+        """Whether ``point`` is measured, or never will be."""
         return point in self._rows or point in self._out
 
     def _incumbent(self, ask: Ask, told: Told) -> Point | None:
@@ -278,7 +280,9 @@ class Search:
         begin = time.perf_counter()
         if not self.clock.evaluations:
             self.clock.loading = max(0.0, begin - self.clock.begun - outcome.seconds)
-        if outcome.out is not None:
+        if outcome.broken:
+            self._put_aside(outcome)
+        elif outcome.out is not None:
             self.store.put_out(job.point, outcome.out, outcome.seconds, outcome.worker)
             self._out.add(job.point)
         else:
@@ -305,6 +309,22 @@ class Search:
         self.watch.progress(
             Progress(self.looked, self.budget.evaluations, self.found, wanted, pace)
         )
+
+    def _put_aside(self, outcome: Outcome) -> None:
+        """Go on without a point where something is not finite; where it is the first, do not.
+
+        Raises NonFiniteError then: that point is the nearest to the base.
+        """
+        point, name = outcome.job.point, self._study.space.name(outcome.job.point)
+        if not self._rows:
+            raise NonFiniteError(
+                f"the first point, {name}: {outcome.broken} (nothing was measured; a search goes "
+                "on without such points once one was)"
+            )
+        self.store.put_aside(point, outcome.broken, outcome.seconds, outcome.worker)
+        self._broken.add(point)
+        self._out.add(point)
+        self.watch.note(f"{name} is left out, as no hit can be there: {outcome.broken}")
 
     def _known(self, result: Result) -> None:
         self._rows[result.point] = result

@@ -69,11 +69,17 @@ class Sets:
 def load_sets(main: Items, guards: Sequence[GuardData], holdout: str, limit: int | None) -> Sets:
     """``main`` and the guards' files, parted by ``holdout``: a share, a file, none or auto.
 
-    Raises DataError for a guard's level that its file lacks, for too few items, and for held-out
-    items that are also searched on.
+    Raises DataError for a guard's level that its file lacks, for items of one level, for too few
+    items, and for held-out items that are also searched on.
     """
     loaded = tuple(_guard_items(guard, limit) for guard in guards)
     whole = (main, *loaded)
+    for items in whole:
+        if len(items.levels) < 2:
+            raise DataError(
+                f"{items.source}: a single level {items.levels[0]!r}, expected two or more to "
+                "prefer one of; give items with responses of other levels"
+            )
     known = tuple(guards)
     if holdout == AUTO:
         fewest = min(Part.of(main).counts)

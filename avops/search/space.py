@@ -254,9 +254,12 @@ def _axis(source: Source, text: str, where: str) -> Axis:
         raise RecipeError(f"{where}: expected START:STOP:STEP with START ≤ STOP and STEP above 0")
     for end in (low, high):
         if (end / step).denominator != 1:
+            first, last = math.ceil(low / step), math.floor(high / step)
+            near = ":".join(map(exact_text, (first * step, last * step, step)))
             raise RecipeError(
                 f"{where}: {exact_text(end)} is no multiple of the step {exact_text(step)}, "
-                "expected both ends to be; 0 must be a point that a range can reach"
+                "expected both ends to be, so that wider ranges share their points with it; "
+                + (f"take {near}" if first <= last else "take another range or step")
             )
     if (high - low) / step >= MAX_POINTS:
         raise RecipeError(f"{where}: more than {MAX_POINTS:,} points; take a larger step")

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 OUT = "out"
 """The kind of note that says why a point was measured on some of its items only."""
+BROKEN = "broken"
+"""The kind of note that says what is not finite at a point, which has no scores therefore."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +245,7 @@ class Store:
         That is: of earlier studies as they arrived, then batch by batch. It decides between winners
         that are equal in all else, whatever the workers' pace was.
         """
-        space, outs = self.study.space, self.outs()
+        space, outs = self.study.space, self.outs().keys() | self.broken().keys()
         rows = {result.point: result for result in self.results() if result.point in space}
         asked = dict.fromkeys(point for batch in self.asked() for point in batch.points)
         found = {p: result for p, result in rows.items() if result.number <= self.since}
@@ -306,6 +308,18 @@ class Store:
         """
         notes = (note for note in self.notes(OUT) if note.value["study"] == self.number)
         return {tuple(note.value["point"]): note for note in notes}
+
+    def put_aside(self, point: Point, reason: str, seconds: float, worker: str) -> None:
+        """Keep that something is not finite at ``point``, and what."""
+        self.note(BROKEN, point=list(point), reason=reason, seconds=seconds, worker=worker)
+
+    def broken(self) -> dict[Point, str]:
+        """The points at which something is not finite, in order, and what.
+
+        Weights and items decide it, so that it holds for every study of this identity.
+        """
+        notes = self.notes(BROKEN)
+        return {tuple(note.value["point"]): str(note.value["reason"]) for note in notes}
 
     def note(self, kind: str, **value: Any) -> None:
         """Keep an event; ``value`` is JSON-able."""

@@ -41,6 +41,33 @@ def test_the_same_items_give_the_same_judge(judge: TextJudge, tiny: World) -> No
     assert judge.judge_all(answers) == other.judge_all(answers)
 
 
+def test_groups_are_judged_as_one_by_one(judge: TextJudge, tiny: World) -> None:
+    items = load_items(tiny.data["test"], levels=LEVELS)
+    answers = ["", "?!", *(text for item in items for text in item.responses.values())][:99]
+    assert judge.judge_all(answers) == [judge.judge("q?", answer) for answer in answers]
+
+
+def test_training_takes_one_thread(
+    write_items: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the machine: the order of sums decides the last bits."""
+    from threadpoolctl import threadpool_info
+
+    from avops.align import classifier
+
+    seen: list[int] = []
+
+    class Fits:
+        def fit(self, texts: list[str], labels: list[str]) -> None:
+            seen.extend(pool["num_threads"] for pool in threadpool_info())
+
+    monkeypatch.setattr(classifier, "new_model", Fits)
+    record = {"domain": "med", "query": "q?", "responses": {"exp": "a b", "avd": "c d"}}
+    TextJudge.train(load_items(write_items("two.jsonl", [record])))
+    assert seen
+    assert set(seen) == {1}
+
+
 def test_verdicts_carry_their_probability(judge: TextJudge, tiny: World) -> None:
     items = load_items(tiny.data["test"], levels=LEVELS)
     one = judge.judge("q?", items[0].responses["avd"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -89,6 +90,47 @@ def test_several_verdicts_at_a_time(project: SmallProject) -> None:
     found = desk.judged(recipe(1.0))
     assert found.complete
     assert all(name.startswith("avops-judge") for name in judge.threads)
+
+
+class Group(Counting):
+    """Takes several at a time, and remembers how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def judge_all(self, answers: Sequence[str]) -> list[Verdict]:
+        self.sizes.append(len(answers))
+        return [Verdict(f"of {answer}") for answer in answers]
+
+
+def test_a_judge_of_groups_gets_groups(
+    project: SmallProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avops.align.judging.GROUP", 3)
+    judge = Group()
+    desk, evaluator = panel(judge, jobs=4, logprobs=False, batch=2)
+    found = desk.judged(recipe(0.5))
+    assert judge.sizes == [3, 3, 2]
+    assert judge.asked == []
+    assert found.complete
+    for number in range(len(evaluator.items)):
+        assert found.verdicts[number].level == f"of {found.answers[number].text}"
+
+
+def test_an_interrupt_keeps_what_waits_for_its_group(project: SmallProject) -> None:
+    judge = Group()
+    desk, evaluator = panel(judge, logprobs=False, batch=1)
+    found = Judged(recipe(0.5), evaluator.items)
+
+    def progress(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.fill(found, progress)
+    assert sorted(found.verdicts) == sorted(found.answers)
+    assert len(found.verdicts) == 3
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

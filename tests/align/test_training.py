@@ -18,12 +18,27 @@ from safetensors.torch import load_file
 from avops.align import Aligned, Alignment, Lora, Settings, align, ranked, state_directory, targeted
 from avops.align.tokens import plan_of, token_pairs
 from avops.disk import open_checkpoint, open_vector
-from avops.errors import DataError, MissingExtraError, NonFiniteError, OutputError, UserError
+from avops.errors import (
+    DataError,
+    MismatchError,
+    MissingExtraError,
+    NonFiniteError,
+    OutputError,
+    UserError,
+)
 from avops.recipe import Recipe, Source, Term
-from avops.score import Scorer, encode, load_items, load_model, load_tokenizer
+from avops.score import (
+    Scorer,
+    encode,
+    load_items,
+    load_model,
+    load_tokenizer,
+    new_model,
+    save_model,
+)
 from avops.stream import merge, plan_merge
 from avops.stream.verify import verify
-from small_project import SmallProject
+from small_project import CONFIG, SmallProject, byte_tokenizer
 
 pytest.importorskip("trl", reason="trl is not installed")
 pytest.importorskip("datasets", reason="datasets is not installed")
@@ -87,6 +102,25 @@ def test_trl_reads_the_same_chats(job: Jobs) -> None:
         assert row["prompt_ids"] + row["chosen_ids"] == list(pair.chosen)
         assert row["prompt_ids"] + row["rejected_ids"] == list(pair.rejected)
         assert pair.chosen_start == len(row["prompt_ids"]) + 1
+
+
+def test_weights_without_a_place_are_refused_before_training(
+    job: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers keeps the experts of a mixture in one tensor, its checkpoints one by one."""
+    from avops.align import trainer
+
+    def train(*_: Any) -> None:
+        raise AssertionError("nothing must be trained")
+
+    monkeypatch.setattr(trainer, "train", train)
+    experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+    save_model(Path("moe"), new_model(CONFIG | experts), byte_tokenizer())
+    with pytest.raises(MismatchError, match=r"moe.*renames this architecture's weights; train a"):
+        align(job("out.safetensors", base="moe"))
+    assert not Path("out.safetensors").exists()
+    with pytest.raises(AssertionError, match="nothing must be trained"):
+        align(job("adapter", replace(job("x").settings, lora=Lora(rank=2)), base="moe"))
 
 
 def test_a_batch_is_padded_behind_and_masked(job: Jobs) -> None:

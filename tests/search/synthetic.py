@@ -68,13 +68,16 @@ def scores(point: Point, outputs: int, told: str | None = None) -> np.ndarray:
 @dataclass(frozen=True)
 class Maker:
     """Makes measurers. pause: seconds for a job. die: points whose first job kills the process,
-    remembered in ``marks``. fail: points that raise."""
+    remembered in ``marks``. hang: the same for standing still. fail: points that raise. broken:
+    points where something is not finite."""
 
     outputs: dict[str, int] = field(default_factory=lambda: {"search": 36, "holdout": 24})
     pause: float = 0.0
     die: tuple[Point, ...] = ()
     always: bool = False
+    hang: tuple[Point, ...] = ()
     fail: tuple[Point, ...] = ()
+    broken: tuple[Point, ...] = ()
     marks: str = ""
     digests: tuple[str, ...] = ("d",)
 
@@ -93,11 +96,14 @@ class Measurer:
     def evaluate(self, job: Job, stopped: Callable[[], bool] | None = None) -> Outcome:
         maker = self._maker
         self.seen.append(job)
-        if job.point in maker.die:
+        if job.point in (*maker.die, *maker.hang):
             mark = Path(maker.marks) / "-".join(map(str, job.point))
             if maker.always or not mark.exists():
                 mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL if job.point in maker.die else signal.SIGSTOP)
+        if job.point in maker.broken:
+            name = str(self._place.number)
+            return Outcome(job, np.empty(0, np.float32), 0.0, 0.0, name, broken="a weight is NaN")
         if job.point in maker.fail:
             raise NonFiniteError(f"weights are NaN at {job.point}")
         end = time.monotonic() + maker.pause
@@ -125,7 +131,7 @@ class Lexicographic:
     def ask(self, told: Told, count: int) -> Ask:
         self.asked.append((told, count))
         time.sleep(self._pause)
-        known = {*told.points, *told.pending}
+        known = told.taken
         if self._most is not None:
             count = max(0, min(count, self._most - len(known)))
         left = [point for point in self._points if point not in known]

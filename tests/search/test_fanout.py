@@ -18,6 +18,7 @@ from avops.search.fanout.crew import Crew, Failed, Lost, Woken
 from avops.search.fanout.local import LocalWorker
 from avops.search.fanout.processes import ProcessWorker
 from avops.search.fanout.ray_pool import RayWorker
+from avops.search.fanout.worker import Patience
 from avops.search.points import Job, Outcome, Place
 from avops.search.runner import Search
 from avops.search.store import Store
@@ -87,6 +88,30 @@ def test_a_process_killed_from_outside_is_replaced(alone: dict[Any, bytes]) -> N
         os.kill(workers[0].pid, signal.SIGKILL)
         rest = outcomes(crew, 3)
     assert texts(first | rest) == {job.point: alone[job.point] for job in JOBS[:4]}
+
+
+def test_a_process_that_hangs_is_replaced(
+    alone: dict[Any, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patience, "LEAST", 0.5)
+    seen: list[Any] = []
+    with processes(Maker(hang=((0, 0),), marks=str(tmp_path)), 1) as crew:
+        crew.submit([Job((1, 0)), Job((0, 0))])
+        found = outcomes(crew, 2, seen)
+    assert texts(found) == {point: alone[point] for point in ((1, 0), (0, 0))}
+    (lost,) = (event for event in seen if isinstance(event, Lost))
+    assert lost.reason == "no answer for 0.5 s, where the longest before took far less"
+
+
+def test_patience_has_a_bound_only_for_what_is_known() -> None:
+    patience = Patience()
+    assert patience.bound(Job((0, 0))) is None
+    patience.took(Job((0, 0)), 100.0)
+    patience.took(Job((0, 1)), 5.0)
+    assert patience.bound(Job((1, 1))) == 20 * 100.0
+    assert patience.bound(Job((1, 1), "holdout")) is None  # other items, perhaps far more
+    patience.took(Job((0, 0), "holdout"), 1.0)
+    assert patience.bound(Job((1, 1), "holdout")) == 600
 
 
 def test_a_job_that_kills_every_worker_is_an_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from avops.errors import DataError, RecipeError
 from avops.recipe import Source, Sources, Term, parse_lam
@@ -124,6 +125,31 @@ def test_dithered_points_have_the_weights_that_merge_writes(pairs: SmallProject)
     assert row.tobytes() == saved.tobytes()
     assert row.tobytes() != made(guards=(), holdout="none").evaluate(job((1, 1))).scores.tobytes()
     assert evaluator.identity(space()).parts["rounding"] == "dither, seed 3"
+
+
+def test_a_single_level_is_no_preference(pairs: SmallProject) -> None:
+    with pytest.raises(DataError, match=r"^items.jsonl: a single level 'gen', expected two or mor"):
+        made(levels=("gen",))
+
+
+def test_what_is_not_finite_is_an_outcome(pairs: SmallProject) -> None:
+    """The next λ is measured as if nothing had been."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file("avs/med.safetensors")
+    with safe_open("avs/med.safetensors", "pt") as file:
+        about = file.metadata()
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name].view(-1)[0] = 3e38
+    save_file(tensors, "avs/med.safetensors", about)
+    evaluator = made(guards=(), holdout="none", dtype="bf16")
+    sound = evaluator.evaluate(job((0, 1)))
+    big = Job((4, 0), terms=(term(MED, "2"),))
+    broken = evaluator.evaluate(big)
+    assert "down_proj.weight' would hold 1 values that are NaN or infinite" in broken.broken
+    assert broken.scores.shape == (0,)
+    assert sound.broken == ""
+    assert evaluator.evaluate(job((0, 1))).scores.tobytes() == sound.scores.tobytes()
 
 
 def test_norms(pairs: SmallProject) -> None:

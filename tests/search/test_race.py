@@ -121,6 +121,20 @@ def test_who_cannot_make_it_any_more_is_out_for_certain() -> None:
     assert outs > 10
 
 
+@pytest.mark.parametrize(("lost", "certain"), [(3, False), (4, True)])
+def test_who_can_still_draw_level_is_not_out_for_certain(lost: int, certain: bool) -> None:
+    """The incumbent wins the first block's 7 of 10 items; then 3 more make up for 3 lost ones."""
+    want = Want((("med", "exp"),))
+    board = Board(Part(("exp", "gen"), ("med",), (0,) * 10))
+    one = Race(Problem(SPACE, board, (want,), seed=0), want, looks=(0.7,))
+    first, _ = one.blocks((0, 0))
+    best = np.tile(np.float32([-2, -1]), 10)
+    best[2 * first] = 0
+    row = best.copy()
+    row[2 * first[:lost]] = -2
+    assert (one.standing(row, 1, (0, 0), best).doubt == 0) == certain
+
+
 def equals(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two rows of one margin, as unlike as they can be: the hardest case for the bound."""
     part = Part(LEVELS, ("med",), (0,) * count)

@@ -229,13 +229,17 @@ def test_studies_read_back_and_old_ones_do_not_race() -> None:
 
 
 def test_a_live_model_measures_blocks_as_it_measures_all(project: SmallProject) -> None:
-    """Search items and a guard, block by block; held-out items have no part in it."""
+    """Search items and two guards, block by block; held-out items have no part in it."""
     pairs = [
         {"prompt": f"how {n}?", "chosen": f"take {n} of them", "rejected": "no"} for n in range(6)
     ]
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    guards = tuple(parse_guard("help>=.5", ["help=pairs.jsonl"]))
+    more = [{**pair, "prompt": f"where {n}?"} for n, pair in enumerate(pairs[:4])]
+    Path("more.jsonl").write_text("\n".join(map(json.dumps, more)))
+    files = ["help=pairs.jsonl", "safe=more.jsonl"]
+    guards = tuple(parse_guard("help>=.5,safe>=.5", files))
     evaluator = PointEvaluator(PointSetup(setup(), guards, ".5"))
+    count = sum(map(len, evaluator.sets.search))
     board = evaluator.sets.board()
     own = Study(space(), board, board.combinations()[:1], evaluator.sets.holdout_board(), race=True)
     race = race_of(own)
@@ -247,8 +251,8 @@ def test_a_live_model_measures_blocks_as_it_measures_all(project: SmallProject) 
     heat = Heat(race, (0, 0), best)
     first = evaluator.evaluate(job((1, -2), heat=heat))
     assert first.out is not None
-    assert (first.scores.shape, first.out.against, first.out.of) == ((0,), (0, 0), 9)
-    assert first.out.items < 9
+    assert (first.scores.shape, first.out.against, first.out.of) == ((0,), (0, 0), count)
+    assert first.out.items < count
     seen: list[int] = []
 
     def some(items: Any) -> Any:
@@ -257,9 +261,7 @@ def test_a_live_model_measures_blocks_as_it_measures_all(project: SmallProject) 
 
     row, out = dataclasses.replace(heat, race=Never(race.problem, race.want)).run((1, -2), some)
     assert out is None
-    assert sorted(seen) == list(
-        range(len(evaluator.sets.search[0]) + len(evaluator.sets.search[1]))
-    )
+    assert sorted(seen) == list(range(count))
     # Blocks hold other items, and products are summed in another order: up to a few roundings
     # of log-probs of about 6 nats, 2^-24 · 6 · √(products of some 50 terms).
     assert np.abs(row - whole).max() < 2e-5

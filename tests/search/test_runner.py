@@ -14,6 +14,8 @@ from avops.search.budget import Budget
 from avops.search.fanout.crew import Crew
 from avops.search.fanout.local import LocalWorker
 from avops.search.points import Place
+from avops.search.report.facts import facts_of
+from avops.search.report.status import status_of
 from avops.search.runner import Search
 from avops.search.store import Store
 from search import synthetic
@@ -129,6 +131,55 @@ def test_an_error_ends_the_search_and_keeps_the_rest(tmp_path: Path) -> None:
     searched(tmp_path / "run")
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     assert paths(tmp_path / "run") == paths(tmp_path / "whole")
+
+
+BROKEN = ((0, 1), (2, -2), (4, 4))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_points_where_something_is_not_finite_are_left_out(tmp_path: Path, workers: int) -> None:
+    """And nothing else: the search goes to its end, and says what it left out."""
+    search, strategy, watch = searched(tmp_path, maker=Maker(broken=BROKEN), workers=workers)
+    points = set(synthetic.space().points)
+    assert set(rows(tmp_path)) == points - set(BROKEN)
+    assert (search.measured, search.looked, search.out) == (len(points) - 3, len(points), 0)
+    assert search.why == "all were asked"
+    assert set(strategy.asked[-1][0].out) == set(BROKEN)
+    assert "med:0 fin:0.25 is left out, as no hit can be there: a weight is NaN" in watch.notes
+    assert len(watch.notes) == 3
+    whole, *_ = searched(tmp_path / "again", maker=Maker(broken=BROKEN))
+    assert whole.batches == search.batches  # type: ignore[attr-defined]
+    with Store.read(tmp_path) as store:
+        state = status_of(store)
+        assert (state.broken, state.out, state.waiting) == (3, 0, 0)
+        assert set(store.told().out) == set(BROKEN)
+        (note,) = facts_of(store, model=False).notes
+    assert note.startswith("3 points left out, the first med:")
+    assert note.endswith(": a weight is NaN")
+
+
+def test_what_is_not_finite_counts_and_is_not_measured_again(tmp_path: Path) -> None:
+    budget = Budget(evaluations=81)
+    maker = Maker(broken=BROKEN)
+    searched(tmp_path, maker=maker, budget=Budget(evaluations=40))
+    searched(tmp_path, maker=maker, budget=budget)
+    with Store.read(tmp_path) as store:
+        notes = store.notes("broken")
+        assert len(notes) == len(store.broken()) == 3
+    # Of another study of these weights and items, too.
+    wide = synthetic.study("med:-1:1.25:.25", "fin:-1:1:.25")
+    more, *_ = searched(tmp_path, maker=maker, study=wide)
+    assert more.measured == 90 - 3
+    with Store.read(tmp_path) as store:
+        assert len(store.notes("broken")) == 3
+
+
+def test_a_base_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    study = synthetic.study()
+    with Store.open(tmp_path, study, IDENTITY) as store, crew(Maker(broken=((0, 0),))) as own:
+        search = Search(store, Lexicographic(study.problem), own, Budget(), Silent())
+        with pytest.raises(NonFiniteError, match=r"the first point, med:0 fin:0: a weight is NaN "):
+            search.begin()
 
 
 def test_another_study_of_one_identity_begins_with_all_points(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from fractions import Fraction
 
@@ -12,7 +13,7 @@ import pytest
 from avops.errors import MissingExtraError, RecipeError
 from avops.search.board import parse_want
 from avops.search.space import Point, Space
-from avops.search.strategies.samplers import SAMPLERS, OptunaStrategy, _quiet
+from avops.search.strategies.samplers import SAMPLERS, OptunaStrategy, _hush
 from avops.search.strategies.strategy import Problem, Told
 from search.truths import Truth, play, space_of, truth
 
@@ -197,15 +198,15 @@ def test_unknown_samplers_are_refused() -> None:
         OptunaStrategy(problem, "tpe", stop="never")
 
 
+def warn(module: str, category: type[Warning] = optuna.exceptions.ExperimentalWarning) -> None:
+    warnings.warn_explicit("it may change", category, "file.py", 1, module=module)
+
+
 def test_only_our_own_notes_on_what_is_experimental_are_silent() -> None:
-    """Other threads warn as they would: the list of filters is theirs, and one entry longer."""
+    """And only inside: the list of filters is everybody's."""
     kind = optuna.exceptions.ExperimentalWarning
-
-    def warn(module: str, category: type[Warning] = kind) -> None:
-        warnings.warn_explicit("it may change", category, "file.py", 1, module=module)
-
-    before = warnings.filters
-    with _quiet():
+    before, entries = warnings.filters, list(warnings.filters)
+    with _hush:
         assert warnings.filters is before
         warn("avops.search.strategies.samplers")
         warn("optuna.samplers._tpe.sampler")
@@ -214,6 +215,40 @@ def test_only_our_own_notes_on_what_is_experimental_are_silent() -> None:
                 warn(module)
         with pytest.raises(UserWarning):
             warn("avops.search.strategies.samplers", UserWarning)
-    size = len(warnings.filters)
-    with _quiet():
-        assert len(warnings.filters) == size
+    assert warnings.filters is before
+    assert list(warnings.filters) == entries
+    with pytest.raises(kind):
+        warn("optuna.samplers._tpe.sampler")
+
+
+def test_other_threads_warn_as_they_would_and_settings_come_back() -> None:
+    """Two that plan at once: the second to leave restores what was there before the first."""
+    entries, verbosity = list(warnings.filters), optuna.logging.get_verbosity()
+    entered, leave = threading.Event(), threading.Event()
+    raised: list[bool] = []
+
+    def plan() -> None:
+        with _hush:
+            entered.set()
+            leave.wait(60)
+            warn("optuna.samplers._tpe.sampler")
+
+    def other() -> None:
+        try:
+            warn("optuna.samplers._tpe.sampler")
+        except optuna.exceptions.ExperimentalWarning:
+            raised.append(True)
+
+    planner = threading.Thread(target=plan)
+    with _hush:
+        planner.start()
+        assert entered.wait(60)
+        stranger = threading.Thread(target=other)
+        stranger.start()
+        stranger.join()
+        assert raised == [True]
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+    leave.set()
+    planner.join()
+    assert optuna.logging.get_verbosity() == verbosity
+    assert list(warnings.filters) == entries

@@ -151,7 +151,9 @@ def test_the_nearest_point_counts_in_steps() -> None:
     [
         (["med", "med:.5"], "--av med is given twice"),
         (["med:.5", "fin:1"], "every λ is fixed, expected at least one range such as med:-1:1:.1"),
-        (["med:-1:1:.3"], "-1 is no multiple of the step 0.3"),
+        (["med:-1:1:.3"], "share their points with it; take -0.9:0.9:0.3"),
+        (["med:-1:1:.3"], "-1 is no multiple of the step 0.3, expected both ends to be"),
+        (["med:.1:.2:.3"], "take another range or step"),
         (["med:0:1:.3"], "1 is no multiple of the step 0.3"),
         (["med:1:-1:.1"], "expected START:STOP:STEP with START ≤ STOP and STEP above 0"),
         (["med:-1:1:0"], "expected START:STOP:STEP with START ≤ STOP and STEP above 0"),
@@ -161,6 +163,8 @@ def test_the_nearest_point_counts_in_steps() -> None:
         (["nowhere"], "--av nowhere: no alignment vector has this name"),
         (["fim"], "did you mean fin?"),
         (["med:0:1:1e-9"], "more than 2,000,000 points; take a larger step"),
+        (["med:-1073741825:-1073741824:1"], "more than 2³⁰ steps away from 0"),
+        (["med:1073741824:1073741825:1"], "more than 2³⁰ steps away from 0"),
         (["med:0:1:.001", "fin:0:1:.0001"], "10,011,001 points, expected at most 2,000,000"),
     ],
 )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from avops.errors import AvopsError
-from avops.search.fanout.worker import LostWorker, Maker, WorkerError
+from avops.search.fanout.worker import LostWorker, Maker, Patience, WorkerError, hangs
 from avops.search.points import Job, Outcome, Place
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ProcessWorker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._stopped = False
+        self._patience = Patience()
 
     @property
     def pid(self) -> int | None:
@@ -50,28 +52,37 @@ class ProcessWorker:
         )
         self._process.start()
         theirs.close()
+        if self._stopped:  # while it began
+            self._process.kill()
         return str(self._answer())
 
     def measure(self, job: Job) -> Outcome:
         """See Worker."""
         assert self._pipe is not None
+        begin = time.monotonic()
         try:
             self._pipe.send(job)
         except OSError as error:
             raise LostWorker(self._death(error)) from error
-        found: Outcome = self._answer()
+        found: Outcome = self._answer(self._patience.bound(job))
+        self._patience.took(job, time.monotonic() - begin)
         return found
 
     def stop(self) -> None:
         """See Worker."""
         self._stopped = True
-        if self._process is not None:
-            with contextlib.suppress(ValueError, OSError):
-                self._process.kill()
+        process = self._process  # the worker's own thread may replace it meanwhile
+        if process is not None:
+            # AttributeError: it is being started at this moment, and ``start`` ends it.
+            with contextlib.suppress(ValueError, OSError, AttributeError):
+                process.kill()
 
-    def _answer(self) -> Any:
+    def _answer(self, within: float | None = None) -> Any:
+        """What the process says. Raises LostWorker where it ends, or not ``within`` seconds."""
         assert self._pipe is not None
         try:
+            if not self._pipe.poll(within):
+                raise LostWorker(hangs(within or 0.0))
             kind, value = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise LostWorker(self._death(error)) from error

@@ -7,11 +7,12 @@ statistics and the dashboard stay off.
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 from avops import env
 from avops.errors import AvopsError, MissingExtraError, UserError
-from avops.search.fanout.worker import LostWorker, Maker
+from avops.search.fanout.worker import LostWorker, Maker, Patience, hangs
 from avops.search.points import Job, Outcome, Place
 
 LOCAL = "local"
@@ -84,6 +85,7 @@ class RayWorker:
         self._ray, self._maker, self._needs = ray, maker, needs
         self._actor: Any = None
         self._stopped = False
+        self._patience = Patience()
 
     def start(self) -> str:
         """See Worker: the cluster places the actor where its needs are met."""
@@ -96,7 +98,9 @@ class RayWorker:
 
     def measure(self, job: Job) -> Outcome:
         """See Worker."""
-        found: Outcome = self._get(self._actor.measure.remote(job))
+        begin = time.monotonic()
+        found: Outcome = self._get(self._actor.measure.remote(job), self._patience.bound(job))
+        self._patience.took(job, time.monotonic() - begin)
         return found
 
     def stop(self) -> None:
@@ -113,10 +117,12 @@ class RayWorker:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor)
 
-    def _get(self, reference: Any) -> Any:
+    def _get(self, reference: Any, within: float | None = None) -> Any:
         errors = self._ray.exceptions
         try:
-            return self._ray.get(reference)
+            return self._ray.get(reference, timeout=within)
+        except errors.GetTimeoutError as error:
+            raise LostWorker(hangs(within or 0.0)) from error
         except errors.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, AvopsError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from avops.errors import AvopsError
 
@@ -17,6 +17,34 @@ class LostWorker(Exception):  # noqa: N818
 
 class WorkerError(AvopsError):
     """A worker met an error that no other worker would escape."""
+
+
+class Patience:
+    """How long a worker may take for a job: far longer than any like it took.
+
+    The first job of a kind has no bound: nothing is known of it, and it may build what later ones
+    use. A worker beyond the bound hangs, and is replaced like one that died.
+    """
+
+    LEAST: ClassVar[float] = 600.0  # seconds: a busy machine is no reason
+    TIMES: ClassVar[float] = 20.0
+
+    def __init__(self) -> None:
+        self._longest: dict[str, float] = {}
+
+    def bound(self, job: Job) -> float | None:
+        """Seconds after which a worker hangs; None where there is no telling."""
+        longest = self._longest.get(job.split)
+        return None if longest is None else max(self.LEAST, self.TIMES * longest)
+
+    def took(self, job: Job, seconds: float) -> None:
+        """Learn from a job that came back."""
+        self._longest[job.split] = max(seconds, self._longest.get(job.split, 0.0))
+
+
+def hangs(seconds: float) -> str:
+    """Why a worker was given up that gave no answer for ``seconds``."""
+    return f"no answer for {seconds:g} s, where the longest before took far less"
 
 
 class Measurer(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avops.recipe import exact_text
+from avops.score.wording import counted
 from avops.search.confirm import WINNER
 from avops.search.evaluator import rules_text
 from avops.search.store import Store
@@ -121,8 +122,21 @@ def facts_of(store: Store, *, model: bool = True, strategy: Strategy | None = No
         rebuilt=rebuilt,
         version=str(_last(notes, COMMAND).get("version", "")),
         ended=ended.get("why"),
-        notes=tuple(dict.fromkeys(n.value["text"] for n in notes if n.kind == "strategy")),
+        notes=(
+            *dict.fromkeys(n.value["text"] for n in notes if n.kind == "strategy"),
+            *_broken(store),
+        ),
     )
+
+
+def _broken(store: Store) -> list[str]:
+    """What to say of points at which something is not finite."""
+    space = store.study.space
+    some = [(space.name(p), why) for p, why in store.broken().items() if p in space]
+    if not some:
+        return []
+    first, why = some[0]
+    return [f"{counted(len(some), 'point')} left out, the first {first}: {why}"]
 
 
 def _arrived(study: Study, results: Sequence[Result]) -> Told:

@@ -38,7 +38,7 @@ class Status:
     waiting: points that were asked for and are not there yet. pace: seconds per evaluation at the
     present number of workers, pauses left out. left: until everything is measured, only where that
     is what the strategy does. last: the latest event, and when. out: points that were put out of
-    the race on some of their items.
+    the race on some of their items. broken: points at which something is not finite.
     """
 
     run: str
@@ -60,6 +60,7 @@ class Status:
     workers: tuple[Worker, ...]
     note: str
     out: int = 0
+    broken: int = 0
 
     @property
     def running(self) -> bool:
@@ -73,7 +74,9 @@ class Status:
 
 def status_of(store: Store) -> Status:
     """The state of ``store``, also while another process writes it."""
-    study, notes, outs = store.study, store.notes(), store.outs()
+    study, notes = store.study, store.notes()
+    outs = store.outs().keys()
+    broken = {point for point in store.broken() if point in study.space}
     results = [result for result in store.results(SEARCH) if result.point in study.space]
     after = store.results(HOLDOUT) if study.holdout is not None else []
     names = [name for name in store.splits() if name.startswith(BASELINE)]
@@ -87,7 +90,7 @@ def status_of(store: Store) -> Status:
         # The first one tells only when the others began.
         pace = (recent[-1] - recent[0]) / (len(recent) - 1)
     everything = study.strategy.startswith("grid")
-    unseen = len(study.space) - len(known | outs.keys())
+    unseen = len(study.space) - len(known | outs | broken)
     last, at = _last([*results, *after, *others], notes, store)
     said = [note.value["text"] for note in notes if note.kind == "strategy"]
     done = busy(results)
@@ -98,7 +101,7 @@ def status_of(store: Store) -> Status:
         ended=None if process is not None else _why(notes),
         measured=len(results),
         points=len(study.space),
-        waiting=len(asked - known - outs.keys()),
+        waiting=len(asked - known - outs - broken),
         found=_found(store),
         wanted=len(study.wants),
         held=len(after),
@@ -110,7 +113,8 @@ def status_of(store: Store) -> Status:
         last_at=at,
         workers=_workers([*results, *after, *others]),
         note=said[-1] if said else "",
-        out=len(outs.keys() - known),
+        out=len(outs - known),
+        broken=len(broken),
     )
 
 

@@ -129,7 +129,7 @@ class Refine:
 
     def ask(self, told: Told, count: int) -> Ask:
         """Coarse grid, audit, then what is in doubt; no points and no why_done: await pending."""
-        taken = {*told.points, *told.pending}
+        taken = told.taken
         first = [
             (point, "coarse grid" if place < self._coarse else "audit")
             for place, point in enumerate(self._first)
@@ -160,7 +160,7 @@ class Refine:
 
         sure is 1 − doubt, and at most 1 − the audit's error: the model's own tails are too thin.
         """
-        if len(told.points) < len(self._first):
+        if len(told.points) + len(told.out) < len(self._first):
             return None
         made, space, board = self._map(told), self._problem.space, self._problem.board
         inferred = made.inferred

@@ -52,7 +52,7 @@ STRATEGIES: Mapping[str, Entry] = {
     "optuna:tpe": _optuna("tpe", "tree-structured Parzen estimator, a study per combination"),
     "optuna:cmaes": _optuna("cmaes", "CMA-ES, a study per combination"),
     "optuna:nsga2": _optuna("nsga2", "NSGA-II, a margin per domain, a study per combination"),
-    "optuna:gp": _optuna("gp", "Gaussian process on one margin, a study per combination"),
+    "optuna:gp": _optuna("gp", "Gaussian process on one margin, a study per combination; slow"),
     "optuna:random": _optuna("random", "random sampling"),
 }
 

@@ -12,15 +12,18 @@ number of workers matters. A study whose generations bring nothing new starts ag
 seed. random is one stream of draws.
 
 λ are integers in steps. A point with too large a Σ|λ| has failed (tpe, gp), or has a value below
-every margin that falls as the sum grows (cmaes, nsga2).
+every margin that falls as the sum grows (cmaes, nsga2). So has one where something is not finite.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import re
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,10 +78,10 @@ class OptunaStrategy:
         """
         if self._stop == "found" and found_all(self._problem, told):
             return Ask((), why_done="every wanted combination was found")
-        taken = {*told.points, *told.pending}
+        taken = told.taken
         if len(taken) >= len(self._problem.space):
             return Ask((), why_done=asked_for_all(len(self._problem.space)))
-        with _quiet():
+        with _hush:
             found = self._sampled(told, taken, count)
         points = self._problem.space.points
         if not found and not told.pending:
@@ -98,7 +101,7 @@ class OptunaStrategy:
             turn = len(told.points) + len(told.pending) + number
             for want in _in_turn(self._problem, told, turn):
                 pending = (*told.pending, *(point for point, _ in made))
-                now = Told(told.points, told.scores, pending)
+                now = replace(told, pending=pending)
                 point = self._next(want, now, turn)
                 if point is not None:
                     made.append((point, f"{self.name} for {self._problem.wants[want]}"))
@@ -170,7 +173,7 @@ def _history(problem: Problem, sampler: str, want: int, told: Told, turn: int) -
                 values=values(point) if measured else None,
             )
         )
-    taken = {*told.points, *told.pending}
+    taken = told.taken
     for _ in range(_TRIES):
         trial = study.ask(distributions)
         point = _point(problem, trial)
@@ -207,7 +210,7 @@ class _Generations:
         if any(values(point) != known for point, known in self._played):
             self._begin(0)
             self._played = []
-        taken = {*told.points, *told.pending}
+        taken = told.taken
         while self._restart < _RESTARTS:
             points = [_point(self._problem, trial) for trial in self._trials]
             results = [values(point) for point in points]
@@ -262,12 +265,12 @@ def _values(problem: Problem, sampler: str, want: int, told: Told) -> Values:
     """The objectives of a point: None where they are not known yet."""
     wanted = problem.wants[want]
     found = _objectives(problem, wanted, told.scores, split=sampler == "nsga2")
-    rows = {point: row for row, point in enumerate(told.points)}
+    rows, out = {point: row for row, point in enumerate(told.points)}, set(told.out)
 
     def of(point: Point) -> list[float] | None:
         if point in rows:
             return [float(value) for value in found[rows[point]]]
-        if point in problem.space:
+        if point in problem.space and point not in out:
             return None
         size = float(sum(abs(p) * a.step for p, a in zip(point, problem.space.axes, strict=True)))
         return [-2 - size] * found.shape[1]
@@ -314,19 +317,46 @@ def _seed(problem: Problem, want: int, turn: int) -> int:
     return int(state[0])
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+class _Hush:
     """Optuna without its log lines, and without its notes on what is experimental that we use.
 
-    The filter is one of ours, and stays: catching warnings would change those of all threads.
+    Both are settings of the process: the first thread that is inside makes them, the last one takes
+    them back. The filter of warnings asks which thread it is, so that others warn as they would;
+    ``warnings.catch_warnings`` would change the filters of all of them, and lose their changes.
     """
-    import optuna
 
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kind = optuna.exceptions.ExperimentalWarning
-    warnings.filterwarnings("ignore", category=kind, module=_WARNS)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside: list[int] = []  # threads
+        self._verbosity = 0
+        self._filter: Any = None
+
+    def __enter__(self) -> None:
+        import optuna
+
+        with self._lock:
+            if not self._inside:
+                kind = optuna.exceptions.ExperimentalWarning
+                self._verbosity = optuna.logging.get_verbosity()
+                optuna.logging.set_verbosity(optuna.logging.ERROR)
+                self._filter = ("ignore", None, kind, self, 0)
+                warnings.filters.insert(0, self._filter)  # type: ignore[attr-defined]
+            self._inside.append(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        import optuna
+
+        with self._lock:
+            self._inside.remove(threading.get_ident())
+            if not self._inside:
+                optuna.logging.set_verbosity(self._verbosity)
+                # Somebody else may have put other filters in their place meanwhile.
+                with contextlib.suppress(ValueError):
+                    warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
+
+    def match(self, module: str) -> bool:
+        """As a filter's expression for modules: whether a note that comes from there is ours."""
+        return threading.get_ident() in self._inside and re.match(_WARNS, module) is not None
+
+
+_hush = _Hush()

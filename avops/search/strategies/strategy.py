@@ -34,8 +34,8 @@ class Problem:
 class Told:
     """Measured points in the order they arrived, with scores f32 [point, outputs].
 
-    pending: points that are being measured at the moment. out: points that were put out of a race:
-    measured on some items, without scores, and not to be measured again.
+    pending: points that are being measured at the moment. out: points without scores that are not
+    to be measured again: put out of a race, or not finite.
     """
 
     points: tuple[Point, ...]
