@@ -41,22 +41,32 @@ def add(verbs: Any) -> None:
         "downloaded. A second run reuses what the first made.",
     )
     parser.add_argument(
-        "directory", nargs="?", type=Path, default=Path("avops-demo"), metavar="DIR"
+        "directory",
+        nargs="?",
+        type=Path,
+        default=Path("avops-demo"),
+        metavar="DIR",
+        help="where everything is kept (default: avops-demo)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of data and training (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of data and training (default: 1)"
+    )
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "full"),
         default="small",
         help="of the world; full has safety and helpfulness, too (default: small)",
     )
-    parser.set_defaults(run=run)
+    # resume: what the message of an interrupt says of stages that are kept.
+    parser.set_defaults(run=run, resume=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the verb."""
     from avops.demo import build
+    from avops.search import require_matplotlib
 
+    require_matplotlib()  # before minutes of training: the last step draws
     start = time.monotonic()
     report = _Report()
     build(args.directory, seed=args.seed, size=args.size, report=report)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output
+from avops.cli import hub, output
 from avops.cli.options import add_dtype, dtype_of
 from avops.errors import OutputError, UserError
 
@@ -37,14 +37,14 @@ def add(verbs: Any) -> None:
         "adapters also work directly with --av, exactly and without this step. Transforms change "
         "the differences first; they take delta files, too.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("base", metavar="BASE", help="checkpoint: file or directory")
+    parser.add_argument("base", metavar="BASE", help="checkpoint: file, directory or hub id")
     parser.add_argument(
         "aligned",
         nargs="+",
         metavar="ALIGNED",
-        help="the same model, aligned, or a LoRA adapter of it; several with --sign-elect",
+        help="the same model, aligned, or a LoRA adapter of it: path or hub id; several with "
+        "--sign-elect",
     )
     parser.add_argument(
         "-o",
@@ -88,7 +88,8 @@ def _add_transforms(parser: argparse.ArgumentParser) -> None:
         "--rank",
         type=int,
         metavar="R",
-        help="write a LoRA adapter of this rank for PEFT: each matrix's nearest",
+        help="write a LoRA adapter of this rank for PEFT: each matrix's nearest; of a matrix with "
+        "a smaller side, the rank of that side",
     )
 
 
@@ -121,7 +122,8 @@ def _run_plain(args: argparse.Namespace) -> int:
 
     dtype = dtype_of(args) or F32
     (aligned,), (out,) = args.aligned, _outs(args)
-    plan = plan_extract(args.base, aligned, out, dtype=dtype, force=args.force)
+    base, (local,) = _local(args)
+    plan = plan_extract(base, local, out, dtype=dtype, force=args.force)
     with output.progress("extracting", quiet=args.json) as progress:
         report = extract(plan, progress=progress)
     zeros = report.zeros / report.elements if report.elements else 1.0
@@ -152,8 +154,16 @@ def _run_plain(args: argparse.Namespace) -> int:
     return 0
 
 
+def _local(args: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
+    """Where base and ALIGNED are on this machine, ids on the hub fetched."""
+    given = (args.base, *args.aligned)
+    base, *aligned = (hub.local(text, quiet=args.json) for text in given)
+    return base, tuple(aligned)
+
+
 def _outs(args: argparse.Namespace) -> tuple[Path, ...]:
     """One output for each ALIGNED: the template with its name."""
+    from avops.cli.request import output_path
     from avops.stream.transform_plan import name_of
 
     template = args.out
@@ -166,7 +176,7 @@ def _outs(args: argparse.Namespace) -> tuple[Path, ...]:
             )
         suffix = "" if args.rank is not None else ".safetensors"
         template = f"{template.rstrip('/')}/{{name}}{suffix}"
-    return tuple(Path(template.replace("{name}", name_of(path))) for path in args.aligned)
+    return tuple(output_path(template.replace("{name}", name_of(path))) for path in args.aligned)
 
 
 def _run_transforms(args: argparse.Namespace, transforms: Transforms) -> int:
@@ -174,10 +184,12 @@ def _run_transforms(args: argparse.Namespace, transforms: Transforms) -> int:
     from avops.stream.transform_plan import Extraction, plan_transform
     from avops.stream.transform_run import transform
 
+    outs = _outs(args)
+    base, aligned = _local(args)
     extraction = Extraction(
-        base=args.base,
-        aligned=tuple(args.aligned),
-        outs=_outs(args),
+        base=base,
+        aligned=aligned,
+        outs=outs,
         transforms=transforms,
         dtype=dtype_of(args) or F32,
         force=args.force,

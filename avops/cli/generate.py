@@ -39,9 +39,13 @@ def add(verbs: Any) -> None:
         help="several recipes such as 'med:-1 fin:.5' med:-1,.5 base: one load, one seed",
     )
     add_rules(parser)
-    parser.add_argument("--file", type=Path, help="questions: lines of a text, or items as .jsonl")
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="questions: lines of a text, or items as .jsonl"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N of --file")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="at most (default: 200)")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="of an answer, at most (default: 200)"
+    )
     parser.add_argument("--temperature", type=float, metavar="T", help="default: 0, greedy")
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens")
     parser.add_argument("--seed", type=int, metavar="S", help="of --temperature (default: 0)")
@@ -62,20 +66,14 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
     parser.set_defaults(run=run)
-    _take_late_words(parser)
+    parser.late = _take_late_words
 
 
-def _take_late_words(parser: argparse.ArgumentParser) -> None:
+def _take_late_words(args: argparse.Namespace, left: list[str]) -> list[str]:
     """Let BASE and the question stand on either side of options, which argparse does not."""
-    parse = parser.parse_known_args
-
-    def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
-        namespace, left = parse(args, namespace)
-        words = [word for word in left if word == "-" or not word.startswith("-")]
-        namespace.words = [*namespace.words, *words]
-        return namespace, [word for word in left if word not in words]
-
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    words = [word for word in left if word == "-" or not word.startswith("-")]
+    args.words = [*args.words, *words]
+    return [word for word in left if word not in words]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import output, project
+from avops.cli import hub, output, project
 from avops.errors import UserError
 from avops.recipe import Project, Source
 from avops.score.wording import counted
@@ -26,7 +28,10 @@ def add(verbs: Any) -> None:
         "cosines.",
     )
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="checkpoints, AVs, or AV names in avops.toml"
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="checkpoints, AVs (paths, hub ids), or AV names in avops.toml (default: all of these)",
     )
     parser.add_argument(
         "--base", metavar="BASE", help="take aligned checkpoints as AVs of this base"
@@ -47,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
             "no PATH given and no [av] table in avops.toml here; expected a checkpoint or an AV"
         )
     sources = [_source(name, found) for name in names]
-    opened = [open_vector(source.name, source.path, source.kind) for source in sources]
+    opened = [
+        open_vector(source.name, hub.local(source.path, quiet=args.json), source.kind)
+        for source in sources
+    ]
     named = [source.name in found.avs for source in sources]
     base_path = args.base or (found.base if any(named) else None)
-    base = open_checkpoint(base_path) if base_path else None
+    base = open_checkpoint(hub.local(base_path, quiet=args.json)) if base_path else None
     vectors = [
         vector
         for vector, is_named in zip(opened, named, strict=True)
@@ -65,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.result(_json(opened, groups, report))
         return 0
-    for vector in opened:
+    for number, vector in enumerate(opened):
+        if number and not (vector in vectors and vector.adapter is None):
+            output.line()  # before a table of its own
         if text := vector.metadata.get("avops.transforms"):
             output.line(output.plain(f"{vector.checkpoint.path}: transformed: {text}"))
         if vector.adapter is not None:
@@ -107,7 +117,6 @@ def _show_checkpoint(checkpoint: Checkpoint, groups: dict[str, Group], *, brief:
     ]
     columns = ("tensors", "n", "dtype", "shape", "elements", "size")
     output.table(title, columns, rows)
-    output.line()
 
 
 def _shapes(shapes: set[tuple[int, ...]]) -> str:
@@ -140,9 +149,13 @@ def _show_adapter(vector: Vector, config: AdapterConfig) -> None:
         for group in groups.values()
     ]
     output.table(title, ("tensors", "n", "rank", "scale", "shape"), rows)
-    output.line(output.plain(f"modules: {' '.join(config.modules) or 'not recorded'}"))
+    output.line(output.plain(f"modules: {' '.join(_grouped(config.modules)) or 'not recorded'}"))
     output.line(output.plain(f"trained on: {config.base or 'not recorded'}"))
-    output.line()
+
+
+def _grouped(modules: Sequence[str]) -> list[str]:
+    """``modules`` with * for numbers, each once: PEFT may list those of every layer."""
+    return list(dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module) for module in modules))
 
 
 def _show_vectors(report: VectorReport) -> None:

@@ -5,7 +5,6 @@ Exit codes: 0 success, 1 a failure, 2 a mistake of the user's, 130 an interrupt.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import signal
@@ -26,6 +25,7 @@ from avops.cli import (
     inspect,
     judge,
     merge,
+    output,
     paper,
     report,
     score,
@@ -34,6 +34,7 @@ from avops.cli import (
     sweep,
     verify,
 )
+from avops.cli.parsing import Parser
 from avops.errors import AvopsError
 from avops.version import __version__
 
@@ -43,7 +44,7 @@ _VERBS = (
 )  # fmt: skip
 
 _DESCRIPTION = """\
-Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
+Dials for aligned language models: weights θ(λ) = θ_base + Σ λ · AV, and what they prefer.
 
   avops demo                                                a small world to try it on
   avops extract BASE ALIGNED -o med.safetensors             make an alignment vector
@@ -54,18 +55,26 @@ Weight arithmetic for aligned language models: θ(λ) = θ_base + Σ λ · AV.
   avops generate --av med:-1 'What helps?'                  what the dial says
 """
 
+_WORDS = """\
+words:
+  BASE      the model before it was aligned; a checkpoint is a safetensors file or a directory
+  AV        alignment vector, aligned − base: an aligned checkpoint, a LoRA adapter, a delta file
+  λ         how much of an AV is added: 1 all of it, 0 nothing, below 0 the other way
+  recipe    AVs with λ, such as 'med:-1 fin:.5'; 'base' is the one without any
+  item      a query with a response of every level, in one of several domains
+  level     a kind of answer, such as exp, gen, avd: expert, generic, avoiding
+  Pref.Acc  of a level: the share of items whose response of this level is the likeliest
 
-def parser() -> argparse.ArgumentParser:
+Names and defaults come from avops.toml in the current directory; flags win.
+"""
+
+
+def parser() -> Parser:
     """The whole command line's parser."""
-    top = argparse.ArgumentParser(
-        prog="avops",
-        description=_DESCRIPTION,
-        epilog="Names and defaults come from avops.toml in the current directory; flags win.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = Parser(prog="avops", description=_DESCRIPTION, epilog=_WORDS)
     top.add_argument("--version", action="version", version=f"avops {__version__}")
     top.add_argument("--debug", action="store_true", help="show a traceback with errors")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = top.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for verb in _VERBS:
         verb.add(verbs)
     return top
@@ -73,20 +82,28 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``. Returns the exit code."""
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    top = parser()
+    if not argv:
+        sys.stderr.write(top.format_help())
+        return 2
+    args = top.parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
     except AvopsError as error:
         if args.debug or env.debug():
             traceback.print_exc()
-        sys.stderr.write(f"avops {args.verb}: error: {error}\n")
+        text = str(error)
+        if not hasattr(args, "out"):  # advice from rooms that know no verbs
+            text = text.replace("choose another -o", "choose another place")
+        output.status(f"avops {args.verb}: error: {text}")
         return error.exit_code
     except KeyboardInterrupt:
         kept = "nothing was left half written"
         if getattr(args, "resume", False):
             kept = "what was done is kept: the same command goes on from there"
-        sys.stderr.write(f"avops {args.verb}: interrupted; {kept}\n")
+        output.status(f"avops {args.verb}: interrupted; {kept}")
         return 130
     except BrokenPipeError:
         # The reader (head, less) has gone: end quietly, as other tools in a pipe do.
@@ -95,14 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if args.debug or env.debug():
             traceback.print_exc()
-        sys.stderr.write(f"avops {args.verb}: error: {error}; finished outputs are in place\n")
+        output.status(f"avops {args.verb}: error: {error}; finished outputs are in place")
         return 1
     except Exception as error:
         if args.debug or env.debug():
             raise
-        sys.stderr.write(
+        output.status(
             f"avops {args.verb}: internal error: {type(error).__name__}: {error}; "
-            f"run it again as avops --debug {args.verb} … and report the traceback\n"
+            f"run it again as avops --debug {args.verb} … and report the traceback"
         )
         return 1
     return code

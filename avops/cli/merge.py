@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from avops.cli import output, project
+from avops.cli.merge_report import show_plan, show_report
 from avops.cli.options import add_dtype, add_rules
+from avops.dtypes import F32
 from avops.errors import UserError
 
 if TYPE_CHECKING:
     from avops.cli.request import Request
     from avops.disk import Checkpoint
     from avops.dtypes import DType
-    from avops.stream import MergePlan, MergeReport, Written
 
 _EXAMPLES = """\
 examples:
@@ -34,52 +35,69 @@ def add(verbs: Any) -> None:
         help="write base + Σ λ·AV as a checkpoint",
         description="Write θ(λ) = θ_base + Σ λ · AV as a checkpoint, streamed and bit-exact.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "base",
         nargs="?",
         metavar="BASE",
-        help="checkpoint (file, directory, hub id owner/name[@revision]), or a config: "
-        "mergekit's .yml, avops_recipe.json",
+        help="checkpoint: file, directory, hub id owner/name[@revision] (default: avops.toml's); "
+        "or a config: mergekit's .yml, avops_recipe.json",
     )
     project.add_av(
         parser,
         "alignment vectors with λ: a name in avops.toml, a path (checkpoint, delta file, LoRA "
         "adapter) or a hub id; several λ as a,b,c or START:STOP:STEP",
     )
-    parser.add_argument(
+    add_rules(parser)
+    _add_output(parser.add_argument_group("output"))
+    _add_checks(parser.add_argument_group("what may differ from the base"))
+    parser.set_defaults(run=run)
+
+
+def _add_output(group: Any) -> None:
+    group.add_argument(
         "-o",
         "--out",
         metavar="OUT",
-        help="file.safetensors or a directory (default: merged.safetensors or merged/); {NAME} "
-        "stands for the λ of an AV",
+        help="file.safetensors or a directory (default: merged.safetensors or merged/, as BASE "
+        "is); {NAME} stands for the λ of an AV",
     )
-    add_dtype(parser, "dtype of floating tensors in the output (default: the base's)")
-    add_rules(parser)
-    parser.add_argument(
+    add_dtype(group, "dtype of floating tensors (default: the base's)")
+    group.add_argument(
+        "--rounding",
+        choices=("nearest", "dither"),
+        help="dither: unbiased, so that small λ·AV do not vanish in bf16 (default: nearest)",
+    )
+    group.add_argument("--seed", type=_seed, metavar="N", help="of --rounding dither (default: 0)")
+    group.add_argument("--dry-run", action="store_true", help="check and show the plan only")
+    group.add_argument("--force", action="store_true", help="replace an earlier output")
+    group.add_argument("--resume", action="store_true", help="take up what a killed run left")
+    group.add_argument(
+        "--to-mergekit",
+        metavar="FILE",
+        help="write the recipe as mergekit's YAML (-: on stdout), do not merge",
+    )
+    group.add_argument("--json", action="store_true", help="one JSON result on stdout")
+
+
+def _add_checks(group: Any) -> None:
+    group.add_argument(
         "--vocab",
         choices=("strict", "base"),
         help="base: of vocabularies of different sizes merge the shared rows, if their tokens "
-        "agree",
+        "agree (default: strict, they are refused)",
     )
-    parser.add_argument(
-        "--rounding",
-        choices=("nearest", "dither"),
-        help="dither: unbiased, so that small λ·AV do not vanish in bf16",
+    group.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="AVs may lack tensors, which they then leave as in the base",
     )
-    parser.add_argument("--seed", type=_seed, metavar="N", help="of --rounding dither (default: 0)")
-    parser.add_argument("--force", action="store_true", help="replace an earlier output")
-    parser.add_argument("--resume", action="store_true", help="take up what a killed run left")
-    parser.add_argument("--dry-run", action="store_true", help="check and show the plan only")
-    parser.add_argument(
-        "--to-mergekit", metavar="FILE", help="write the recipe as mergekit's YAML, do not merge"
+    group.add_argument(
+        "--allow-extra",
+        action="store_true",
+        help="AVs may have tensors that the base lacks; they are ignored",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON result on stdout")
-    parser.add_argument("--allow-missing", action="store_true", help="AVs may lack tensors")
-    parser.add_argument("--allow-extra", action="store_true", help="AVs may have more tensors")
-    parser.add_argument("--allow-nonfinite", action="store_true", help="keep NaN and infinities")
-    parser.set_defaults(run=run)
+    group.add_argument("--allow-nonfinite", action="store_true", help="keep NaN and infinities")
 
 
 def _seed(text: str) -> int:
@@ -99,14 +117,26 @@ def run(args: argparse.Namespace) -> int:
         output.note(text)
     if args.to_mergekit:
         return _write_mergekit(request, args)
+    if request.options.rounding == "dither":
+        _note_dither(request)
     plan = plan_merges(request.wanted, request.options)
     if args.dry_run:
-        _show_plan(plan, as_json=args.json)
+        show_plan(plan, as_json=args.json)
         return 0
     with output.progress("merging", quiet=args.json) as progress:
         report = merge(plan, progress=progress)
-    _show_report(plan, report, as_json=args.json)
+    show_report(plan, report, as_json=args.json)
     return 0
+
+
+def _note_dither(request: Request) -> None:
+    """Say so where nothing is rounded to a dtype that dither is for."""
+    from avops.disk import open_base
+
+    dtype, base = request.options.dtype, open_base(request.wanted[0][0].base)
+    dtypes = {t.dtype for t in base.tensors.values() if t.dtype.computable}
+    if {dtype or one for one in dtypes} == {F32}:
+        output.note("--rounding dither changes nothing in float32; --dtype bf16 writes bf16")
 
 
 def _write_mergekit(request: Request, args: argparse.Namespace) -> int:
@@ -130,6 +160,9 @@ def _write_mergekit(request: Request, args: argparse.Namespace) -> int:
     )
     dtype = (request.options.dtype or _main_dtype(base)).tag.lower()
     names = tuple(tensor.name for tensor in base.tensors.values() if tensor.dtype.floating)
+    for path in (recipe.base, *(source.path for source in sources)):
+        if path.endswith(".safetensors"):
+            output.note(f"{path}: a file, and mergekit reads directories; give a directory")
     text = to_mergekit(replace(recipe, terms=terms), dtype=dtype, names=names)
     if args.to_mergekit == "-":
         output.line(text.rstrip("\n"))
@@ -148,155 +181,3 @@ def _main_dtype(base: Checkpoint) -> DType:
     if not sizes:
         raise UserError(f"{base.path}: holds no BF16, F16 or F32 tensor, nothing to merge")
     return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def _show_plan(plan: MergePlan, *, as_json: bool) -> None:
-    from avops import env
-    from avops.stream.estimate import estimate
-
-    facts = _facts(plan)
-    guess = estimate(plan.plan, env.workers())
-    if as_json:
-        output.result(
-            {
-                **facts,
-                "dry_run": True,
-                "memory_bytes": guess.memory,
-                "expected_seconds": round(guess.seconds, 3),
-                "cached_share": round(guess.cached, 4),
-                "lams": _lams(plan),
-                "notes": plan.notes,
-            }
-        )
-        return
-    for target in plan.targets:
-        output.line(f"would merge {target.recipe.base} + {target.recipe} into {target.path}")
-    read = "all of it cached" if guess.cached >= 1 else f"{guess.cached:.0%} of it cached"
-    read += f", the disk reads {output.size(int(guess.read))}/s" if guess.read else ""
-    for name, value in (
-        ("tensors", f"{facts['tensors_changed']} changed, {facts['tensors_copied']} copied"),
-        ("reads", f"{output.size(plan.plan.bytes_read)}, {read}"),
-        (
-            "writes",
-            f"{output.size(plan.bytes_written)} in {len(facts['files'])} files"
-            + (f" each, {len(plan.targets)} outputs" if len(plan.targets) > 1 else ""),
-        ),
-        ("memory", f"about {output.size(guess.memory)}"),
-        ("time", f"{_about(guess.seconds)}, if writing is as fast as reading"),
-        ("files", ", ".join(facts["files"])),
-    ):
-        output.line(f"  {name:8} {value}")
-    _show_lams(plan)
-    for text in plan.notes:
-        output.note(text)
-
-
-def _about(seconds: float) -> str:
-    """An expected time, not more exact than it is."""
-    return "under a second" if seconds < 1 else f"about {output.seconds(float(f'{seconds:.2g}'))}"
-
-
-def _lams(plan: MergePlan) -> dict[str, dict[str, list[float]]]:
-    """λ per tensor and AV, one for each candidate; tensors that nothing touches are left out."""
-    return {
-        segment.tensor: {term.name: list(term.lams) for term in segment.terms}
-        for segment in plan.plan.segments
-        if segment.terms and segment.first == 0
-    }
-
-
-def _show_lams(plan: MergePlan) -> None:
-    """λ per group of tensors with the same λ, when rules make them differ."""
-    if not any(term.rules for term in plan.recipe.terms):
-        return
-    groups: dict[tuple[float, ...], list[str]] = {}
-    names = [term.name for term in plan.recipe.terms]
-    for tensor, lams in _lams(plan).items():
-        key = tuple(lams.get(name, [0.0])[0] for name in names)
-        groups.setdefault(key, []).append(tensor)
-    if plan.copied:
-        groups.setdefault((0.0,) * len(names), []).extend(plan.copied)
-    rows = [
-        [*(f"{lam:g}" for lam in lams), str(len(tensors)), tensors[0]]
-        for lams, tensors in groups.items()
-    ]
-    output.table("λ per tensor", (*names, "tensors", "the first of them"), rows, left=0)
-
-
-def _facts(plan: MergePlan) -> dict[str, Any]:
-    return {
-        "out": str(plan.target),
-        "outs": [str(target.path) for target in plan.targets],
-        "recipe": plan.record,
-        "tensors_changed": len(plan.changed),
-        "tensors_copied": len(plan.copied),
-        "bytes_read": plan.plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "files": list(plan.files),
-    }
-
-
-def _show_report(plan: MergePlan, report: MergeReport, *, as_json: bool) -> None:
-    if as_json:
-        output.result(
-            {
-                **_facts(plan),
-                "recipe": report.outputs[0].record,
-                "bytes_written": report.bytes_written,
-                "seconds": round(report.seconds, 6),
-                "unchanged_share": _unchanged(report.outputs[0]),
-                "outputs": [
-                    {
-                        "out": str(written.target),
-                        "lams": {term.name: term.text for term in written.recipe.terms},
-                        **written.measured,
-                    }
-                    for written in report.outputs
-                ],
-                "notes": report.notes,
-            }
-        )
-        return
-    moved = report.bytes_read + report.bytes_written
-    rate = output.size(int(moved / report.seconds))
-    many = len(report.outputs) > 1
-    for written in report.outputs:
-        size = output.size(written.nbytes)
-        took = "" if many else f" in {output.seconds(report.seconds)} ({rate}/s read + written)"
-        output.line(f"{written.target}  {plan.recipe.base} + {written.recipe}  {size}{took}")
-        if plan.changed:
-            _show_effect(plan, written)
-    if many:
-        output.line(
-            f"{len(report.outputs)} outputs in {output.seconds(report.seconds)} "
-            f"({rate}/s read + written)"
-        )
-    for text in report.notes:
-        output.note(text)
-
-
-def _show_effect(plan: MergePlan, written: Written) -> None:
-    total = len(plan.changed) + len(plan.copied)
-    output.line(
-        f"  {len(plan.changed)} of {total} tensors changed; "
-        f"in them {_unchanged(written):.1%} of elements are as in the base"
-    )
-    effective = [
-        f"{term.name} {lam:g}"
-        for term, lam in zip(written.recipe.terms, written.measured["effective_lam"], strict=True)
-        if lam is not None
-    ]
-    if effective:
-        output.line(f"  effective λ after rounding: {', '.join(effective)}")
-    events = [
-        f"{written.measured[name]:,} elements {what}"
-        for name, what in (("overflowed", "overflowed to infinity"), ("flushed", "became 0"))
-        if written.measured[name]
-    ]
-    if events:
-        output.line(f"  {' and '.join(events)} in {plan.options.dtype or 'the output dtype'}")
-
-
-def _unchanged(written: Written) -> float:
-    elements = written.measured["elements"]
-    return written.measured["unchanged"] / elements if elements else 1.0

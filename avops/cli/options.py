@@ -23,7 +23,7 @@ class Rules(TypedDict):
     skip: tuple[str, ...]
 
 
-def add_dtype(parser: argparse.ArgumentParser, text: str) -> None:
+def add_dtype(parser: argparse.ArgumentParser | argparse._ArgumentGroup, text: str) -> None:
     """The option ``--dtype``."""
     parser.add_argument("--dtype", metavar="bf16|f16|f32", help=text)
 
@@ -73,8 +73,10 @@ def read_config(path: Path) -> str:
         if path.stat().st_size > _MAX_CONFIG:
             raise RecipeError(f"{path}: larger than {_MAX_CONFIG} bytes, expected a config file")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8: {error}; save it as UTF-8") from None
 
 
 def read_recipe(path: Path) -> RecipeFile:

@@ -10,7 +10,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ _FRAME = 0.06  # seconds between two drawings of a live table
 
 
 def result(data: Any) -> None:
-    """One machine-readable result on stdout."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    """One machine-readable result on stdout; escaped where stdout cannot show every character."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(data, ensure_ascii=not unicode, allow_nan=False) + "\n")
 
 
 def line(text: str = "") -> None:
@@ -52,13 +53,14 @@ def tame(text: str) -> str:
 
 def note(text: str) -> None:
     """A remark on stderr."""
-    sys.stderr.write(f"note: {text}\n")
+    status(f"note: {text}")
 
 
 def status(text: str) -> None:
-    """A line of progress on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """A line of progress on stderr. One that is closed turns no success into a failure."""
+    with suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def table(

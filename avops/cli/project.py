@@ -36,12 +36,14 @@ def load_project() -> Project:
         return told
     path = Path(FILE)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a mark before the text
     except FileNotFoundError:
         return Project()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{FILE}: cannot be read: {error}") from None
-    return parse_project(text, file=FILE)
+    except OSError as error:
+        raise RecipeError(f"{FILE}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{FILE}: not UTF-8: {error}; save it as UTF-8") from None
+    return parse_project(text, file=FILE, home=os.path.expanduser("~"))
 
 
 def sources(project: Project) -> Sources:
@@ -84,6 +86,16 @@ def base_of(given: str | None, project: Project) -> str:
 def terms_of(groups: list[list[str]] | None) -> list[str]:
     """``--av A B --av C`` as one list."""
     return [spec for group in groups or [] for spec in group]
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """The argument BASE, which avops.toml may give."""
+    parser.add_argument(
+        "base",
+        nargs="?",
+        metavar="BASE",
+        help=f"checkpoint: file, directory or hub id (default: {FILE}'s)",
+    )
 
 
 def add_av(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:

@@ -56,8 +56,12 @@ def request_of(args: argparse.Namespace) -> Request:
 
 
 def output_path(text: str) -> Path:
-    """The path of an output. Raises UserError for a directory that is named like a file."""
+    """The path of an output. Raises UserError for none, and a directory named as a file."""
     path = Path(text)
+    if text in ("", "-"):
+        raise OutputError(
+            f"-o {text!r}: expected a file.safetensors or a directory; no checkpoint goes to stdout"
+        )
     if text.endswith("/") and path.suffix == ".safetensors":
         raise OutputError(
             f"-o {text}: a directory named like a file; leave out the '/' for one file, or "
@@ -69,8 +73,8 @@ def output_path(text: str) -> Path:
 def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
     _check_seed(args, options)
     found = project.load_project()
-    given = project.base_of(args.base, found)
     if not args.av:
+        project.base_of(args.base, found)
         raise UserError(
             "no --av given, expected alignment vectors with λ such as --av med:-1, or a config "
             "file (.yml of mergekit, avops_recipe.json) in place of BASE"
@@ -79,6 +83,8 @@ def _from_flags(args: argparse.Namespace, options: MergeOptions) -> Request:
     rules += [(None, parse_skip(glob)) for glob in args.skip]
     candidates = parse_candidates(project.terms_of(args.av), project.sources(found))
     candidates = tuple(apply_rules(terms, rules) for terms in candidates)
+    # After the terms: a base that was written among them is said there.
+    given = project.base_of(args.base, found)
     base = hub.local(given, quiet=args.json)
     outs = _outputs(args.out, base, candidates)
     located = project.located_terms(candidates[0], quiet=args.json)

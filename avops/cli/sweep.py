@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
         description="Vary one λ over START:STOP:STEP and measure every domain at every point. "
         "Weights are set in place from the pristine base; nothing is written but the results.",
     )
-    parser.add_argument("base", nargs="?", metavar="BASE", help="checkpoint: file or directory")
+    project.add_base(parser)
     project.add_av(parser, "one range NAME:START:STOP:STEP; other terms keep one λ", required=True)
     parser.add_argument(
         "-o",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avops.cli import hub, output
+from avops.cli import hub, output, project
 from avops.cli.options import read_recipe
 from avops.errors import RecipeError, UserError
 from avops.score.wording import counted
@@ -43,6 +43,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--base", metavar="PATH", help="--against: where the recipe's base is")
     parser.add_argument(
         "--av",
+        nargs="+",
         action="append",
         default=[],
         metavar="NAME=PATH",
@@ -82,7 +83,7 @@ def _recipe(args: argparse.Namespace) -> RecipeFile:
     from avops.recipe import Recipe
 
     file = read_recipe(Path(args.against))
-    elsewhere = dict(map(_elsewhere, args.av))
+    elsewhere = dict(map(_elsewhere, project.terms_of(args.av)))
     known = [term.name for term in file.recipe.terms]
     for name in elsewhere:
         if name not in known:

@@ -79,7 +79,9 @@ def expand_candidates(template: str, candidates: Sequence[Sequence[Term]]) -> tu
         if missing:
             raise RecipeError(
                 f"output {template!r}: {len(candidates)} candidates need {len(candidates)} paths, "
-                f"and {', '.join(missing)} is not in the template"
+                f"and {', '.join(missing)} is not in the template; expected such as "
+                f"{_with_fields(template, missing)!r}"
+                " (a comma separates several λ; decimals have a point)"
             )
     paths = tuple(expand_template(template, terms) for terms in candidates)
     seen: dict[str, int] = {}
@@ -114,6 +116,13 @@ def _axis(spec: str, sources: Sources) -> list[Term]:
             )
         terms[lam] = Term(source, lam, text)
     return list(terms.values())
+
+
+def _with_fields(template: str, fields: Sequence[str]) -> str:
+    """``template`` with ``fields`` before its suffix."""
+    stem, dot, suffix = template.rpartition(".safetensors")
+    start, end = (stem, dot) if dot and not suffix else (template.rstrip("/"), "")
+    return f"{start}-{'-'.join(fields)}{end}"
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:

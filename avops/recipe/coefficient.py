@@ -49,8 +49,11 @@ def parse_decimal(text: str, where: str, *, what: str = "λ") -> Decimal:
             raise InvalidOperation
         return Decimal(text)
     except InvalidOperation:  # also for exponents beyond decimal's own limits
+        minus = text[:1] in ("−", "–", "—")
+        hint = f"; {text[0]!r} is no hyphen, write -{text[1:]}" if minus else ""
         raise RecipeError(
             f"{where}: {what} is {text!r}, expected a finite decimal number such as -1, .6 or 0.25"
+            f"{hint}"
         ) from None
 
 

@@ -10,7 +10,8 @@
     med = "avs/med.safetensors"
     fin = { path = "aligned/fin", kind = "aligned" }
 
-Paths are relative to the file's directory. This module parses text; the CLI reads the file.
+Paths are relative to the file's directory; ``~/`` is the home directory. This module parses text;
+the CLI reads the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import difflib
 import posixpath
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,24 +49,34 @@ class Project:
     avs: Mapping[str, Source] = field(default_factory=dict)
 
 
-def parse_project(text: str, *, file: str, directory: str = "") -> Project:
-    """The project in the TOML ``text``; ``file`` names it in errors.
+def parse_project(text: str, *, file: str, directory: str = "", home: str = "~") -> Project:
+    """The project in the TOML ``text``; ``file`` names it in errors, ``home`` is what ~ stands for.
 
     Raises RecipeError for malformed TOML, an unknown key, or a value of the wrong type.
     """
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RecipeError(f"{file}: not valid TOML: {error}") from None
+        escape = "; in double quotes \\ is an escape: write paths with /" if "\\" in text else ""
+        raise RecipeError(
+            f"{file}: not valid TOML: {error}; texts stand in quotes, such as "
+            f'base = "base.safetensors"{escape}'
+        ) from None
     for key in table:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_KEYS)}"
             raise RecipeError(f"{file}: unknown key {key!r}; {hint}")
+
+    def placed(path: str) -> str:
+        return (
+            posixpath.join(home, path[2:]) if path[:2] == "~/" else posixpath.join(directory, path)
+        )
+
     texts = {key: _text(table, key, file) for key in _TEXTS}
     for key in ("base", "data", "tokenizer"):
-        texts[key] = texts[key] and posixpath.join(directory, texts[key] or "")
-    return Project(**texts, levels=_levels(table, file), avs=_avs(table, file, directory))
+        texts[key] = texts[key] and placed(texts[key] or "")
+    return Project(**texts, levels=_levels(table, file), avs=_avs(table, file, placed))
 
 
 def _text(table: Mapping[str, Any], key: str, file: str) -> str | None:
@@ -85,14 +96,14 @@ def _levels(table: Mapping[str, Any], file: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _avs(table: Mapping[str, Any], file: str, directory: str) -> dict[str, Source]:
+def _avs(table: Mapping[str, Any], file: str, placed: Callable[[str], str]) -> dict[str, Source]:
     avs = table.get("av", {})
     if not isinstance(avs, dict):
         raise RecipeError(f"{file}: av is {avs!r}, expected a table [av] of NAME = PATH")
-    return {name: _source(name, value, file, directory) for name, value in avs.items()}
+    return {name: _source(name, value, file, placed) for name, value in avs.items()}
 
 
-def _source(name: str, value: Any, file: str, directory: str) -> Source:
+def _source(name: str, value: Any, file: str, placed: Callable[[str], str]) -> Source:
     if not _NAME.fullmatch(name):
         raise RecipeError(f"{file}: AV name {name!r}, expected letters, digits, '_', '-' or '.'")
     entry = {"path": value} if isinstance(value, str) else value
@@ -107,4 +118,4 @@ def _source(name: str, value: Any, file: str, directory: str) -> Source:
             f"{file}: av.{name} has {sorted(unknown) or f'kind {kind!r}'}, "
             f"expected path and kind (one of {', '.join(KINDS)})"
         )
-    return Source(name, posixpath.join(directory, entry["path"]), kind)
+    return Source(name, placed(entry["path"]), kind)

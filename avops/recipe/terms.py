@@ -110,6 +110,8 @@ class Sources:
         near = difflib.get_close_matches(name, self.named, n=3, cutoff=0.5)
         known = ", ".join(self.named) or "none: there is no [av] table in avops.toml here"
         hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {known}"
+        if name.startswith("~"):
+            hint = "~ was not replaced by the shell, as in quotes; write the path whole"
         raise RecipeError(
             f"--av {name}: no alignment vector has this name and no file or directory this path; "
             f"{hint}"
@@ -204,14 +206,27 @@ def split_spec(spec: str) -> tuple[str, str]:
     name, colon, text = spec.rpartition(":")
     if not colon or not name or not text:
         raise RecipeError(
-            f"--av {spec}: no λ, expected NAME:λ such as med:-1 "
-            "(every word after --av is a term; put the base before --av)"
+            f"--av {spec}: {_missing(spec)}, expected NAME:λ such as med:-1 {_hint(spec)}"
         )
     if range_of(spec):
         raise RecipeError(
             f"--av {spec}: a range where one λ was expected; ranges belong to `avops sweep`"
         )
     return name, text
+
+
+def _missing(spec: str) -> str:
+    return "a λ without a name" if is_decimal(spec.removeprefix(":")) else "no λ"
+
+
+def _hint(spec: str) -> str:
+    """What was probably meant."""
+    name, sign, text = spec.rpartition("=")
+    if sign and name and is_decimal(text):
+        return f"(did you mean {name}:{text}?)"
+    if spec.endswith(":") or _missing(spec) != "no λ":
+        return "(without a space on either side of the colon)"
+    return "(every word after --av is a term; put the base before --av)"
 
 
 def range_of(spec: str) -> tuple[str, str] | None:

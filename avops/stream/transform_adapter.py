@@ -25,7 +25,7 @@ from avops.disk.digest import BLOCK, block_digest, root_digest
 from avops.disk.staged import StagedFile
 from avops.dtypes import F32
 from avops.kernels import Operand, combine
-from avops.kernels.transforms import truncate
+from avops.kernels.transforms import memory, truncate
 from avops.stream.crew import Progress, work_off
 from avops.stream.factors import FactorCache
 from avops.stream.nonfinite import refuse_nonfinite
@@ -117,8 +117,11 @@ def write_adapters(
 
 def _affordable(plan: AdapterPlan, threads: int) -> int:
     """``threads``, or fewer when their memory would be too much."""
-    largest = max(segment.count for segment in plan.plan.plan.segments)
-    each = largest * (4 * len(plan.plan.targets) + 8)
+    shapes = {name: plan.shapes[name] for name in plan.layers.modules}
+    each = max(
+        4 * rows * columns * len(plan.plan.targets) + memory((rows, columns), plan.ranks[name])
+        for name, (rows, columns) in shapes.items()
+    )
     return max(1, min(threads, _MEMORY // max(each, 1)))
 
 
@@ -191,7 +194,7 @@ class _Job:
         plan = self._plan
         name_a, name_b = factor_names(plan.layers.modules[segment.tensor])
         matrix = delta.reshape(plan.shapes[segment.tensor])
-        found = truncate(matrix.T if plan.layers.transposed else matrix, plan.rank)
+        found = truncate(matrix.T if plan.layers.transposed else matrix, plan.ranks[segment.tensor])
         for name, factor in ((name_a, found.right), (name_b, found.left)):
             dtype = plan.plan.extraction.dtype
             out = Operand(np.empty(factor.size, dtype.storage), dtype)

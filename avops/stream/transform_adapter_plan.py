@@ -1,9 +1,14 @@
-"""Planning extract --rank: the factors of every matrix, and what is no matrix of a layer."""
+"""Planning extract --rank: the factors of every matrix, and what is no matrix of a layer.
+
+No product has more than the smaller side of its matrix: from there on it is the matrix itself, and
+wider factors would hold zeros. PEFT takes such ranks from ``rank_pattern``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from avops.disk import encode_header
@@ -36,18 +41,14 @@ from avops.stream.transform_plan import (
 class AdapterPlan:
     """Adapters decided to the last byte. offsets: by target, where each factor goes in its file.
 
-    shapes: of the base's tensors.
+    shapes: of the base's tensors. ranks: of every product, by tensor.
     """
 
     plan: TransformPlan
     layers: Layers
     offsets: tuple[Mapping[str, int], ...]
     shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def rank(self) -> int:
-        """Of every product."""
-        return self.plan.extraction.transforms.rank or 1
+    ranks: Mapping[str, int]
 
 
 def plan_adapters(extraction: Extraction) -> AdapterPlan:
@@ -68,9 +69,11 @@ def plan_adapters(extraction: Extraction) -> AdapterPlan:
             f"{extraction.base}: no tensor that {' or '.join(extraction.aligned)} changes is the "
             "matrix of a linear layer, expected some for --rank; extract a delta file instead"
         )
-    rank = extraction.transforms.rank or 1
-    listed = list(_listed(opened, layers, rank, extraction.dtype))
-    config = adapter_config(opened.base, layers, rank, shown_path(extraction.base))
+    asked = extraction.transforms.rank or 1
+    shapes = {tensor.name: tensor.shape for tensor in opened.tensors}
+    ranks = {name: min(asked, *shapes[name]) for name in layers.modules}
+    listed = list(_listed(opened, layers, ranks, extraction.dtype))
+    config = _config(opened, layers, ranks, shown_path(extraction.base))
     targets, offsets = [], []
     for number, out in enumerate(extraction.outs):
         metadata = recorded(extraction, opened, number)
@@ -80,15 +83,32 @@ def plan_adapters(extraction: Extraction) -> AdapterPlan:
         output = Output(WEIGHTS, prefix, size)
         targets.append(Target(out, (output,), metadata, ((CONFIG, config),)))
     inputs, segments = plan_segments(opened, None)
-    plan = TransformPlan(
-        extraction, tuple(targets), Plan(inputs, (), segments), (*opened.notes, *_notes(layers))
+    size = targets[0].outputs[0].size
+    whole = sum(math.prod(shape) for shape in shapes.values()) * extraction.dtype.size
+    notes = (
+        *opened.notes,
+        *_notes(layers),
+        *_cut_note(asked, ranks, shapes),
+        *_large_note(size, whole),
     )
-    shapes = {tensor.name: tensor.shape for tensor in opened.tensors}
-    return AdapterPlan(checked(plan, targets[0].outputs[0].size), layers, tuple(offsets), shapes)
+    plan = TransformPlan(extraction, tuple(targets), Plan(inputs, (), segments), notes)
+    return AdapterPlan(checked(plan, size), layers, tuple(offsets), shapes, ranks)
+
+
+def _config(opened: Opened, layers: Layers, ranks: Mapping[str, int], base: str) -> bytes:
+    """The text of adapter_config.json: the largest rank, and those of modules with another one."""
+    most = max(ranks.values())
+    text = adapter_config(opened.base, layers, most, base)
+    others = {layers.modules[name]: rank for name, rank in ranks.items() if rank != most}
+    if not others:
+        return text
+    # alpha is the rank, so that every scale is 1.
+    config = {**json.loads(text), "rank_pattern": others, "alpha_pattern": others}
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _listed(
-    opened: Opened, layers: Layers, rank: int, dtype: DType
+    opened: Opened, layers: Layers, ranks: Mapping[str, int], dtype: DType
 ) -> Iterator[tuple[str, DType, tuple[int, ...]]]:
     """The factors in the order of the file."""
     for tensor in opened.tensors:
@@ -96,6 +116,7 @@ def _listed(
         if module is None:
             continue
         outputs, inputs = tensor.shape[::-1] if layers.transposed else tensor.shape
+        rank = ranks[tensor.name]
         name_a, name_b = factor_names(module)
         yield name_a, dtype, (rank, inputs)
         yield name_b, dtype, (outputs, rank)
@@ -107,7 +128,38 @@ def _notes(layers: Layers) -> tuple[str, ...]:
     for name, reason in layers.left_out.items():
         names.setdefault(reason, []).append(name)
     return tuple(
-        f"left out ({reason}): {len(found)} tensors, {', '.join(found[:3])}"
-        f"{', ...' if len(found) > 3 else ''}; their differences are not in the adapter"
+        f"left out ({reason}): {_listing(found)}; what changed there is not in the adapter"
         for reason, found in names.items()
     )
+
+
+def _listing(names: Sequence[str]) -> str:
+    many = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{many}, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _cut_note(
+    asked: int, ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Which products have a lower rank than was asked for."""
+    cut = [name for name, rank in ranks.items() if rank < asked]
+    if not cut:
+        return ()
+    least = min(cut, key=lambda name: ranks[name])
+    sides = "×".join(map(str, shapes[least]))
+    text = (
+        f"rank {asked} is beyond the smaller side of {_listing(cut)}: these have the rank of that "
+        f"side, down to {ranks[least]} of {least} ({sides}), which keeps all of their difference"
+    )
+    return (text,)
+
+
+def _large_note(size: int, whole: int) -> tuple[str, ...]:
+    """That a delta file would be no larger."""
+    if size <= whole:
+        return ()
+    text = (
+        f"the adapter has {size:,} bytes, a delta file {whole:,}, and that one keeps everything: "
+        "leave out --rank, or give a lower one"
+    )
+    return (text,)

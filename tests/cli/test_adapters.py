@@ -112,3 +112,18 @@ def test_an_adapter_is_no_base(adapter: str, capsys: pytest.CaptureFixture[str])
     for words in (["merge", adapter, "--av", "med:1"], ["score", adapter]):
         assert main(words) == 2
         assert "a LoRA adapter, expected a checkpoint of weights" in capsys.readouterr().err
+
+
+def test_inspect_names_modules_once(
+    project: SmallProject, adapter: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT may list the modules of every layer."""
+    path = Path(adapter, "adapter_config.json")
+    config = json.loads(path.read_text())
+    layers = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    path.write_text(json.dumps({**config, "target_modules": [*layers, "embed_tokens"]}))
+    assert main(["inspect", adapter, "base.safetensors"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nmodules: model.layers.*.self_attn.q_proj embed_tokens\n" in shown
+    assert "\n\nbase.safetensors: " in shown
+    assert "\n\n\n" not in shown

@@ -98,6 +98,11 @@ def test_nothing_is_made_up(run: list[Finding], capsys: pytest.CaptureFixture[st
     assert not Path("one.safetensors").exists()
 
 
+def test_all_is_no_combination(run: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "run", "--want", "all"]) == 2
+    assert "--want all: expected one combination of run; `avops rep" in capsys.readouterr().err
+
+
 def test_a_combination_that_was_not_asked_for(
     run: list[Finding], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,9 @@ def test_several_lams_through_a_template(
         (["--av", "med:-1,1"], "2 candidates and no -o, expected a template"),
         (["--av", "med:-1,1", "-o", "x"], "{med} is not in the template"),
         (["--av", "med:1", "-o", "x-{leg}"], "no term is called 'leg'"),
+        (["--av", "med:1", "-o", "-"], "-o '-': expected a file.safetensors or a directory"),
+        (["--av", "med:1", "-o", ""], "-o '': expected a file.safetensors or a directory"),
+        (["nosuch.yml"], "nosuch.yml: cannot be read: No such file or directory\n"),
         (["--av", "med:1", "-o", "x.safetensors/"], "a directory named like a file"),
         (["--av", "med:1", "--where", "nothing*=2"], "matches none of the"),
         (["--av", "med:1", "--where", "fin:*=2"], "no term has this name"),
@@ -323,3 +326,23 @@ def test_resume_goes_on_after_the_outputs_that_are_finished(
     shutil.rmtree("m1")
     avops(*args, "--resume", code=2)
     assert "m-1: already exists" in capsys.readouterr().err
+
+
+def test_dither_without_effect_is_said(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dither = ["merge", "--av", "med:.5", "--rounding", "dither", "-o"]
+    avops(*dither, "a.safetensors")
+    assert "changes nothing" not in capsys.readouterr().err
+    avops(*dither, "b.safetensors", "--dtype", "f32")
+    assert "--rounding dither changes nothing in float32" in capsys.readouterr().err
+
+
+def test_mergekit_reads_directories(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "--av", "aligned/fin.safetensors:.5", "--to-mergekit", "-"]
+    avops(*command)
+    said = capsys.readouterr().err
+    for path in ("base.safetensors", "aligned/fin.safetensors"):
+        assert f"note: {path}: a file, and mergekit reads directories" in said

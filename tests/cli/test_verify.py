@@ -101,3 +101,19 @@ def test_a_hub_id(
 def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = out(capsys, "gone", code=2)
     assert "avops verify: error: gone: cannot open the checkpoint: No such file" in err
+
+
+def test_several_vectors_elsewhere(
+    project: SmallProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--av takes one or several, as it does everywhere."""
+    assert main(["merge", "hf", "--av", "med:-1", "leg:.5", "-o", "merged"]) == 0
+    Path("other").mkdir()
+    for name in ("med", "leg"):
+        Path(f"avs/{name}.safetensors").rename(f"other/{name}.safetensors")
+    there = ["med=other/med.safetensors", "leg=other/leg.safetensors"]
+    command = ["verify", "merged", "--against", "merged/avops_recipe.json"]
+    assert main([*command, "--av", *there]) == 0
+    assert main([*command, "--av", there[0], "--av", there[1]]) == 0
+    assert main([*command, "--av", there[0]]) == 2
+    assert "leg" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -246,8 +247,86 @@ def test_truncate_of_what_has_the_rank() -> None:
     assert np.all(found.left[np.abs(found.left).argmax(0), range(4)] > 0)
 
 
-def test_truncate_of_nothing() -> None:
-    found = truncate(np.zeros((3, 5), np.float32), 2)
+def _of_singular_values(shape: tuple[int, int], sizes: np.ndarray) -> np.ndarray:
+    draw = np.random.default_rng(5)
+    left = np.linalg.qr(draw.standard_normal((shape[0], len(sizes))))[0]
+    right = np.linalg.qr(draw.standard_normal((shape[1], len(sizes))))[0]
+    return (left * sizes @ right.T).astype(np.float32)
+
+
+K = np.arange(1, 241)
+SPECTRA = {
+    "noise": None,
+    "decay": 1 / K,
+    "fast decay": 10.0 ** -np.minimum(K, 30),
+    "five stand out": np.where(K <= 5, 1e4, 1.0),
+    "cut in a cluster": np.where(K <= 20, 1.0, 0.99),
+    "all equal": np.ones(240),
+    "of rank five": np.where(K <= 5, 1.0, 0.0),
+    "steps": 10.0 ** -(K // 8),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((240, 410), 8), ((410, 240), 1), ((240, 240), 40)], ids=str
+)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_truncate_of_larger_ones(shape: tuple[int, int], spectrum: str, rank: int) -> None:
+    given = SPECTRA[spectrum]
+    if given is None:
+        delta = DRAWS["normal"](shape[0] * shape[1]).reshape(shape)
+    else:
+        delta = _of_singular_values(shape, given)
+    found = truncate(delta, rank)
+    sizes = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+    norm, best = np.linalg.norm(sizes), np.linalg.norm(sizes[rank:])
+    product = found.left.astype(np.float64) @ found.right.astype(np.float64)
+    # As promised: 2^-24 of the norm off the best, and the rounding of both factors.
+    bound = best + (2.0**-24 + 2.0**-23 * np.sqrt(rank)) * norm
+    assert np.linalg.norm(delta.astype(np.float64) - product) <= bound
+    # Sums of 98,400 squares in float64; and ((best + e)^2 - best^2) / norm^2, e being 2^-24 norm.
+    assert abs(found.squares - norm**2) <= 1e-11 * norm**2
+    missing = float((sizes[:rank] ** 2).sum()) - found.kept
+    assert -1e-11 * norm**2 <= missing <= (2.0**-48 + 2.0**-23) * norm**2
+    # Singular vectors, in order: the columns of each factor are orthogonal, and as long as the
+    # other's. Entries are off by 2^-24, two columns' product by twice that of their lengths'.
+    for factor in (found.left, found.right.T):
+        gram = factor.astype(np.float64).T @ factor
+        off = np.abs(gram - np.diag(np.diag(gram)))
+        lengths = np.sqrt(np.diag(gram))
+        assert np.all(off <= 2.0**-22 * np.outer(lengths, lengths) + 1e-12 * norm)
+        assert np.all(np.diff(lengths) <= 2.0**-22 * lengths[0])
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e37])
+def test_truncate_of_any_size(size: float) -> None:
+    delta = (DRAWS["normal"](240 * 300).reshape(240, 300) * 0.1 * size).astype(np.float32)
+    found = truncate(delta, 4)
+    sizes = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+    missing = float((sizes[:4] ** 2).sum()) - found.kept
+    assert found.kept > 0
+    assert abs(missing) <= 2.0**-22 * found.squares
+
+
+def test_truncate_of_a_view() -> None:
+    delta = DRAWS["normal"](240 * 300).reshape(240, 300)
+    found, turned = truncate(delta, 4), truncate(np.ascontiguousarray(delta.T).T, 4)
+    assert abs(found.kept - turned.kept) <= 2.0**-22 * found.squares
+
+
+def test_truncate_when_it_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("avops.kernels.transforms.truncate")
+    delta = DRAWS["normal"](240 * 300).reshape(240, 300)
+    monkeypatch.setattr(module, "_MAX_CYCLES", 2)
+    found = truncate(delta, 4)
+    sizes = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+    # Decomposed whole, in float64: sums of 72,000 squares.
+    assert abs(found.kept - (sizes[:4] ** 2).sum()) <= 1e-11 * found.squares
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (200, 300)])
+def test_truncate_of_nothing(shape: tuple[int, int]) -> None:
+    found = truncate(np.zeros(shape, np.float32), 2)
     assert (found.squares, found.kept) == (0, 0)
     assert not found.left.any()
     assert not found.right.any()

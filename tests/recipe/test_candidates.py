@@ -39,6 +39,10 @@ def test_lists_and_ranges_are_multiplied_the_last_fastest() -> None:
     ]
 
 
+def test_a_thousand_candidates_are_not_too_many() -> None:
+    assert len(parse_candidates(["med:1:1000:1"], KNOWN)) == 1000
+
+
 def test_paths_with_colons() -> None:
     assert shown(["a:b/c:1,2"]) == ["a:b/c:1", "a:b/c:2"]
 
@@ -124,6 +128,12 @@ def test_paths_of_candidates() -> None:
         (["med:0,1", "fin:0,1"], "out/{fin}", r"4 candidates need 4 paths, and \{med\} is not in"),
         (["med:0,1", "x/leg:0,1"], "out", r"\{med\}, \{leg\} is not in the template"),
         (["med:0,1"], "out/{fin}", r"\{med\} is not in the template"),
+        (
+            ["med:0,5"],
+            "out.safetensors",
+            r"'out-\{med\}\.safetensors' \(a comma .* a point",
+        ),
+        (["med:0,1"], "out/", r"such as 'out-\{med\}' "),
         (["med:1,11", "fin:11,1"], "out/{med}{fin}", "med:1 fin:11 and .* both give 'out/111'"),
         (["med:0,1"], "out/{med}/../x", "both give 'out/1/../x'"),
     ],

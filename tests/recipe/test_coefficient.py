@@ -48,6 +48,9 @@ def test_round_f32_rounds_once() -> None:
         ("1e-3", np.float32(0.001)),
         ("-0", 0.0),
         ("1e-70", 0.0),
+        ("1e-45", np.float32(1e-45)),  # subnormal
+        ("1.000000059604644775390625", 1.0),  # 1 + 2^-24, a tie: to even
+        ("1.000000178813934326171875", 1 + 2**-22),  # 1 + 3 · 2^-24
         ("3.4e38", np.float32(3.4e38)),
     ],
 )
@@ -89,6 +92,8 @@ def test_parse_range_is_exact() -> None:
     points = parse_range("-1.5:1:.1", "--av x")
     assert len(points) == 26
     assert (points[0], points[3], points[15], points[-1]) == ("-1.5", "-1.2", "0", "1")
+    assert parse_range("1:1:.5", "--av x") == ("1",)
+    assert len(parse_range("1:10000:1", "--av x")) == 10_000
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ def test_full_project() -> None:
     assert project.avs["med"].path == "dir/avs/med.safetensors"
 
 
+def test_the_home_directory_is_meant_by_a_tilde_and_a_slash_only() -> None:
+    text = "base = '~/b'\ndata = '~d'\n[av]\nmed = '~/m'\nfin = { path = '~/f' }\nleg = 'a/~/l'\n"
+    project = parse_project(text, file="avops.toml", directory="dir", home="/h")
+    assert (project.base, project.data) == ("/h/b", "dir/~d")
+    assert [av.path for av in project.avs.values()] == ["/h/m", "/h/f", "dir/a/~/l"]
+
+
 def test_empty_project() -> None:
     assert parse_project("", file="avops.toml").base is None
 
@@ -40,6 +47,8 @@ def test_empty_project() -> None:
     ("text", "message"),
     [
         ("base = ", "avops.toml: not valid TOML"),
+        ("base = x", r'texts stand in quotes, such as base = "base.safetensors"$'),
+        ('base = "C:\\models"', r"in double quotes \\ is an escape: write paths with /$"),
         ("bse = 'x'", r"unknown key 'bse'; did you mean 'base'\?"),
         ("base = 3", "base is 3, expected a non-empty text"),
         ("levels = ['exp']", "expected a list of two or more texts"),

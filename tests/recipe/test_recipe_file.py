@@ -72,6 +72,11 @@ def test_a_full_recipe() -> None:
     }
 
 
+def test_a_term_that_is_the_base_leaves_its_fingerprint() -> None:
+    found = parse(changed("terms", 2, "path", value="base"))
+    assert found.fingerprints == {"base": "aa", "avs/med.safetensors": "bb"}
+
+
 def test_a_recipe_as_the_first_version_wrote_it() -> None:
     old = {
         "avops": "0.1.0",
@@ -135,6 +140,7 @@ def test_a_recipe_as_the_first_version_wrote_it() -> None:
         (changed("vocab", value="union"), "vocab is 'union', expected one of strict, base"),
         (changed("seed", value=True), "seed is True, expected an integer"),
         (changed("seed", value=-1), "seed is -1, expected an integer"),
+        (changed("seed", value=1 << 64), "seed is 18446744073709551616, expected an integer of 64"),
         (changed("options", value=[]), r"options is \[\], expected a JSON object"),
         (changed("files", value=3), "files is 3, expected a JSON object"),
         (changed("files", value=[3]), r"files is \[3\], expected a list of names"),
@@ -143,6 +149,7 @@ def test_a_recipe_as_the_first_version_wrote_it() -> None:
             changed("files", "config.json", "bytes", value=-1),
             r"\.bytes is -1, expected a number of",
         ),
+        (changed("files", "config.json", "bytes", value=True), r"\.bytes is True, expected a num"),
         (changed("files", "config.json", "xxh3", value=1), r"\.xxh3 is 1, expected a hexadecimal"),
     ],
 )
@@ -158,4 +165,16 @@ def test_refuses(record: Any, message: str) -> None:
 )
 def test_refuses_what_is_no_json(text: str | bytes) -> None:
     with pytest.raises(RecipeError, match="f.json: "):
+        parse_recipe_file(text, "f.json")
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [('"a": 1, "a": 2', "a key is given twice in one object"), ('"a": NaN', "NaN is no JSON")],
+)
+def test_refuses_what_json_readers_disagree_about(inside: str, message: str) -> None:
+    good = json.dumps(FULL)
+    assert good.count('"measured": {') == 1
+    text = good.replace('"measured": {', f'"measured": {{{inside}, ')
+    with pytest.raises(RecipeError, match=f"f.json: not a valid recipe in JSON: {message}"):
         parse_recipe_file(text, "f.json")

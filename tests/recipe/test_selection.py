@@ -46,6 +46,7 @@ def term(text: str, *rules: str, name: str = "med") -> Term:
         ("a.[0-3.5-6.]", ["a.5", "a.2", "a.."], ["a.4-6"]),  # a bracket holds no range
         ("h.10-10.*", ["h.10.x"], ["h.1.x", "h.100.x"]),
         ("w-1-2.x", ["w-1-2.x"], ["w-1.x"]),
+        ("a.0-1b.*", ["a.0-1b.w"], ["a.0b.w", "a.1b.w"]),  # no range: it fills no component
         ("model.norm.weight", ["model.norm.weight"], ["model.norm.weights", "xmodel.norm.weight"]),
         ("x[0].1-2.w", ["x[0].1-2.w", "x0.1.w"], ["x[0].1.w"]),  # equal names match, too
         ("*.0-3.*", ["a.7.b.2.c"], ["a.7.b.9.c"]),
@@ -86,6 +87,7 @@ def test_where() -> None:
     )
     assert parse_where("med:*mlp*=0") == ("med", Rule("*mlp*", Fraction(0), "0"))
     assert parse_where("dir/a:b:*=-1") == ("dir/a:b", Rule("*", Fraction(-1), "-1"))
+    assert parse_where("a=b.*=2") == (None, Rule("a=b.*", Fraction(2), "2"))
     assert parse_skip("*norm*") == Rule("*norm*", Fraction(0), "0")
 
 
@@ -123,6 +125,7 @@ def test_the_last_rule_that_matches_counts() -> None:
     assert lams["model.norm.weight"] == 1
     exact_last = term("1", "*=0.5", "model.norm.weight=2", "*=0.25")
     assert exact_last.lam_of("model.norm.weight") == 0.25
+    assert term("1", "lm_head.weight=2", "lm_head.weight=3").lam_of("lm_head.weight") == 3
     assert term("1", "*mlp*=0").lam_of("model.norm.weight") == 1
 
 
@@ -158,7 +161,7 @@ def test_exact_texts_give_the_number_back(value: Fraction) -> None:
 
 
 def test_exact_texts() -> None:
-    texts = ["-0.125", "5", "1/3", "0.007", "-12.5", "100", "0"]
+    texts = ["-0.125", "5", "1/3", "0.007", "-12.5", "100", "0", "0." + "0" * 59 + "1"]
     assert [exact_text(Fraction(text)) for text in texts] == texts
 
 
@@ -185,6 +188,8 @@ def test_unmatched_rules() -> None:
         "lm_head.bias=2",
         "*z*=1",
     ]
+    zero = Recipe("base", (term("0", "*z*=1"),))
+    assert [str(rule) for rule in unmatched(zero, NAMES)] == ["*z*=1"]
 
 
 def test_a_zero_factor_leaves_the_term_active() -> None:

@@ -38,10 +38,31 @@ def test_unknown_name_suggests_near_ones() -> None:
         parse_terms(["med:1"], Sources())
 
 
-@pytest.mark.parametrize("spec", ["med", "base.safetensors", "med:", ":1"])
-def test_a_term_needs_a_coefficient(spec: str) -> None:
-    with pytest.raises(RecipeError, match=r"no λ, expected NAME:λ .* put the base before --av"):
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("med", r"no λ, expected NAME:λ .* put the base before --av\)$"),
+        ("base.safetensors", r"no λ, expected NAME:λ .* put the base before --av\)$"),
+        ("a=b", r"no λ, expected NAME:λ .* put the base before --av\)$"),
+        ("med=.5", r"no λ, expected NAME:λ such as med:-1 \(did you mean med:\.5\?\)$"),
+        ("med:", r"no λ, .* \(without a space on either side of the colon\)$"),
+        (":1", r"a λ without a name, .* \(without a space on either side of the colon\)$"),
+        ("-1", r"a λ without a name, .* \(without a space on either side of the colon\)$"),
+    ],
+)
+def test_a_term_needs_a_name_and_a_coefficient(spec: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         parse_terms([spec], KNOWN)
+
+
+def test_a_minus_that_is_no_hyphen_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"λ is '−1', .*; '−' is no hyphen, write -1$"):
+        parse_terms(["med:−1"], KNOWN)
+
+
+def test_a_tilde_that_no_shell_replaced() -> None:
+    with pytest.raises(RecipeError, match=r"--av ~/med: .*; ~ was not replaced by the shell"):
+        parse_terms(["~/med:1"], KNOWN)
 
 
 def test_range_where_one_lam_is_expected() -> None:

@@ -89,7 +89,7 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("rank", [3, 20])
 def test_peft_merges_the_product(tmp_path: Path, model: str, rank: int, dtype: DType) -> None:
-    """Rank 20 is above the smaller side of most matrices: factors are padded with zeros."""
+    """Rank 20 is above the smaller side of most matrices: these have the rank of that side."""
     pytest.importorskip("peft")
     pair = Pair(tmp_path, MODELS[model]())
     out = tmp_path / "lora"
@@ -100,7 +100,7 @@ def test_peft_merges_the_product(tmp_path: Path, model: str, rank: int, dtype: D
     assert report.tensors == len(vector.parts) > 5
     for name, part in vector.parts.items():
         assert isinstance(part, LowRank)
-        assert (part.rank, part.scale) == (rank, 1.0)
+        assert (part.rank, part.scale) == (min(rank, *part.shape), 1.0)
         expected = pair.weights[name] + delta(vector, part)
         # Two float32 sums of `rank` products, each off by (rank + 1) · 2^-24 of Σ|b||a|, and two
         # rounded additions to the base.
@@ -144,9 +144,9 @@ def test_what_is_left_out(tmp_path: Path) -> None:
         ),
         "model.layers.1.input_layernorm.weight",
     ]
-    end = "; their differences are not in the adapter"
+    end = "; what changed there is not in the adapter"
     assert sorted(report.notes) == [
-        f"left out (an embedding): 1 tensors, model.embed_tokens.weight{end}",
+        f"left out (an embedding): 1 tensor, model.embed_tokens.weight{end}",
         f"left out (no matrix): 5 tensors, {', '.join(norms)}, ...{end}",
     ]
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
@@ -199,6 +199,30 @@ def test_after_the_other_transforms(tmp_path: Path) -> None:
         record = json.loads((out / RECIPE_NAME).read_text())
         assert record["avops.transforms"] == text
         assert record["kept_norm"] == report.outputs[number].kept_all
+
+
+def test_a_rank_beyond_a_side_is_cut_and_said(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, llama())
+    out = tmp_path / "lora"
+    report = run(pair.base, pair.aligned, [out], Transforms(rank=10_000))
+    sides = {name: min(part.shape) for name, part in open_vector("x", out).parts.items()}
+    config = json.loads((out / "adapter_config.json").read_text())
+    most = max(sides.values())
+    assert (config["r"], config["lora_alpha"]) == (most, most)
+    lower = {name.removesuffix(".weight"): side for name, side in sides.items() if side != most}
+    assert config["rank_pattern"] == config["alpha_pattern"] == lower
+    assert lower
+    assert report.outputs[0].kept_matrices == 1.0
+    least = min(sides, key=lambda name: sides[name])
+    cut, large = report.notes[-2:]
+    assert cut.startswith(f"rank 10000 is beyond the smaller side of {len(sides)} tensors, ")
+    assert f"down to {sides[least]} of {least} (" in cut
+    size = (out / "adapter_model.safetensors").stat().st_size
+    whole = 4 * sum(weights.size for weights in pair.weights.values())
+    assert large == (
+        f"the adapter has {size:,} bytes, a delta file {whole:,}, and that one keeps everything: "
+        "leave out --rank, or give a lower one"
+    )
 
 
 def test_merge_takes_it(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ Numerics
              is not that of s become +0, all of them where s is 0.
     dare     an entry becomes +0 where r < limit, r being the 32 bits of ``rounding.uniform``;
              others are multiplied by factor, rounded once. So P(drop) = limit / 2^32.
-    truncate the nearest matrix of a rank, in float64 by the eigenvectors of the smaller Gram
-             matrix: singular values below 1e-8 of the largest are not resolved.
+    truncate the nearest matrix of a rank: no other is nearer by more than 2^-24 of the norm, the
+             rounding of a factor.
     The first three have the same bits whatever the blocks, threads and shards; the last bits of
     ``truncate`` are those of numpy's BLAS.
 Aliasing
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from avops.kernels.transforms.blocks import Drop, Threshold, dare, drop_key, elect, trim
 from avops.kernels.transforms.select import Selection
-from avops.kernels.transforms.truncate import Truncated, truncate
+from avops.kernels.transforms.truncate import Truncated, memory, truncate
 
 __all__ = [
     "Drop",
@@ -37,6 +37,7 @@ __all__ = [
     "dare",
     "drop_key",
     "elect",
+    "memory",
     "trim",
     "truncate",
 ]
