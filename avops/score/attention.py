@@ -16,16 +16,15 @@ Rows of a long node are taken ``PIECE_ROWS`` at a time, so that a mask has at mo
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avops.errors import AvopsError, MissingExtraError
-from avops.kernels import Nodes, registry
+from avops.errors import AvopsError, MissingExtraError, UserError
+from avops.kernels import Nodes
 from avops.kernels import tree_attention as kernel
-from avops.kernels.tree_attention import native
+from avops.score.choices import no_tree_attention
+from avops.score.varlen import varlen
 
 try:
     import torch
@@ -33,7 +32,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "scoring") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from avops.score.tree import Tree
 
@@ -171,14 +170,18 @@ def tree_attention(
     """Attention as transformers calls it: [1, heads, rows, size] in, [1, rows, heads, size] out."""
     layout = _LAYOUT.get()
     if layout is None:
-        raise UnsupportedAttentionError(f"{NAME}: called outside of a scoring run")
+        raise UserError(
+            f"{type(module).__name__}: it was called while avops scores its model, in another "
+            "thread or from a progress callback; expected nothing else to run the model until "
+            "Scorer.run() is done"
+        )
     _refuse(module, query, attention_mask, asked)
     window, softcap = asked.get("sliding_window"), asked.get("softcap")
     scaling = asked.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layout.windows.append(window)
     if softcap is None:
-        done = _varlen(layout, query, key, value, (window, scaling))
+        done = varlen(layout, query, key, value, (window, scaling))
         if done is None:
             done = _native(layout, query, key, value, (window, scaling))
         if done is not None:
@@ -318,108 +321,13 @@ def _native(
     numbers: tuple[int | None, float],
 ) -> torch.Tensor | None:
     """All nodes by the operation, where it is native and serves: [1, rows, heads, size]."""
-    if query.device.type != "cpu" or value.shape[-1] != query.shape[-1]:
+    if value.shape[-1] != query.shape[-1]:
         return None
-    if not native.serves(query.dtype, query.shape[-1]) or _amx(query.dtype):
-        return None
-    chosen = registry.resolve("tree_attention")
-    if chosen.backend != "native":
+    if no_tree_attention(query.device.type, query.dtype, query.shape[-1]) is not None:
         return None
     if any(rows.stride(-1) != 1 for rows in (query, key, value)):
         return None
     window, scaling = numbers
     return kernel(
-        query[0], key[0], value[0], layout.nodes(), scale=scaling, window=window, backend=chosen
+        query[0], key[0], value[0], layout.nodes(), scale=scaling, window=window, backend="native"
     )[None]
-
-
-def _varlen(
-    layout: Layout,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    numbers: tuple[int | None, float],
-) -> torch.Tensor | None:
-    """All nodes in one call of torch's varlen attention, where it serves: [1, rows, heads, size].
-
-    It aligns queries with the last keys, as flash attention does since 2.1; the self-check of the
-    packed path would see it if a version did not.
-    """
-    call = _varlen_attention()
-    if call is None or not _flash_takes(query, value):
-        return None
-    options = _options(call.takes, query, key, numbers)
-    if options is None:
-        return None
-    lengths = layout.lengths(query.device)
-    keys, values = (
-        rows[0].transpose(0, 1).index_select(0, lengths.gather) for rows in (key, value)
-    )
-    out: torch.Tensor = call.function(
-        query[0].transpose(0, 1).contiguous(),
-        keys,
-        values,
-        lengths.queries,
-        lengths.keys,
-        lengths.longest_query,
-        lengths.longest_key,
-        **options,
-    )
-    return out[None]
-
-
-def _flash_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
-    size = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and size <= 256
-        and size % 8 == 0
-        and value.shape[-1] == size
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
-
-
-def _options(
-    takes: frozenset[str],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    numbers: tuple[int | None, float],
-) -> dict[str, Any] | None:
-    """What to ask of a version of varlen attention; None if it cannot be asked."""
-    window, scaling = numbers
-    options: dict[str, Any] = {}
-    if "window_size" in takes:  # keys to the left of the query's own, which a window counts
-        options["window_size"] = (-1 if window is None else window - 1, 0)
-    elif window is None and "is_causal" in takes:
-        options["is_causal"] = True
-    else:
-        return None
-    if "scale" in takes:
-        options["scale"] = scaling
-    elif scaling != query.shape[-1] ** -0.5:
-        return None
-    if "enable_gqa" in takes:  # before, heads are counted by the kernel alone
-        options["enable_gqa"] = query.shape[1] != key.shape[1]
-    return options
-
-
-@cache
-def _amx(dtype: torch.dtype) -> bool:
-    """Whether the processor multiplies ``dtype`` in tiles (AMX), which torch uses."""
-    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-
-
-class _Varlen(NamedTuple):
-    function: Callable[..., Any]
-    takes: frozenset[str]
-
-
-@cache
-def _varlen_attention() -> _Varlen | None:
-    """The varlen attention of torch with the names of its arguments, which differ by version."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # before torch 2.10
-        return None
-    return _Varlen(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters))

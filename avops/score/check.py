@@ -178,7 +178,8 @@ def exact_scores(head: Head, ids: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def _means(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    log_probs = head.log_probs(hidden, targets.flatten())
+    # One target a row is a column of a table, and flat as it lies.
+    log_probs = head.log_probs(hidden, targets.contiguous().flatten())
     return log_probs.view(targets.shape).double().mean(1).cpu()
 
 

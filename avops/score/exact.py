@@ -78,7 +78,7 @@ class ExactPath:
         ids, rows, targets = (
             torch.from_numpy(part).to(device) for part in (batch.ids, batch.rows, batch.targets)
         )
-        with projecting(head.module, rows):
+        with projecting(head.module, rows, ids.numel()):
             logits = model(input_ids=ids, use_cache=False).logits
         if logits.dtype != torch.float32 or logits.shape[:-1] != (1, rows.numel()):
             raise head.refusal(logits, rows.numel())

@@ -38,8 +38,10 @@ from avops.errors import MissingExtraError, NonFiniteError, UserError
 from avops.score.blocks import cut_blocks
 from avops.score.check import Verdict, self_check
 from avops.score.exact import Batch, ExactPath
-from avops.score.head import Head
+from avops.score.forwards import bare
+from avops.score.head import Head, check_eval
 from avops.score.packed import PackedPath, why_not
+from avops.score.turns import turn
 
 try:
     import torch
@@ -62,6 +64,8 @@ On the CPU more has no gain: larger activations leave the caches, and go back to
 
 PATHS = ("auto", "packed", "exact")
 
+_NARROW = "; in float16 nothing is above 65504: load the model in bfloat16 or float32"
+
 
 class Scorer:
     """Scores one plan with one model, again and again as the model's weights change.
@@ -69,7 +73,7 @@ class Scorer:
     The work is cut here, from the plan and ``batch_tokens``; nothing derived from weights is kept.
     The model must be in eval mode, and stay on its device. While ``run`` is at work the model's
     attention implementation and the forwards of its layers are others; before and after, they are
-    the model's own. So only one thread may use a model at a time.
+    the model's own. Threads that score one model, or generate with it, take turns (``turns.py``).
 
     Parameters
     ----------
@@ -97,6 +101,7 @@ class Scorer:
             raise UserError(f"batch_tokens is {batch_tokens}, expected 1 or more")
         if path not in PATHS:
             raise UserError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
+        model = bare(model)
         head = Head(model)
         plan.check_fits(
             positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
@@ -165,16 +170,23 @@ class Scorer:
             A log-prob that is NaN, infinite or above 0, naming item and level.
 
         """
-        if self.model.training:
-            raise UserError(
-                f"{type(self.model).__name__}: the model is in training mode, where dropout makes "
-                "scores random; call model.eval() first"
-            )
-        self._decide()
+        check_eval(self.model)
+        with turn(self.model):
+            self._decide()
+            log_probs = self._log_probs(progress, {} if finished is None else finished)
+        parts = np.split(log_probs, self._ends[:-1])
+        means = [math.fsum(part.tolist()) / part.size for part in parts]
+        return np.array(means, np.float32).reshape(self.plan.starts.shape)
+
+    def _log_probs(
+        self,
+        progress: Callable[[int, int], None] | None,
+        finished: MutableMapping[str, NDArray[np.float32]],
+    ) -> NDArray[np.float32]:
+        """Of all scored tokens of the plan, one after the other."""
         path = self._path
         log_probs = np.empty(self._ends[-1], np.float32)
         done, total = 0, self.tokens
-        finished = {} if finished is None else finished
         session = path.session() if isinstance(path, PackedPath) else nullcontext()
         with torch.inference_mode(), session:
             for unit in path.units:
@@ -187,16 +199,15 @@ class Scorer:
                 done += unit.tokens
                 if progress is not None:
                     progress(done, total)
-        parts = np.split(log_probs, self._ends[:-1])
-        means = [math.fsum(part.tolist()) / part.size for part in parts]
-        return np.array(means, np.float32).reshape(self.plan.starts.shape)
+        return log_probs
 
     def part(self, items: Sequence[int]) -> Scorer:
         """A scorer of some items of the plan, on this one's path.
 
         What the self-check found out of the whole plan is not found out again.
         """
-        self._decide()
+        with turn(self.model):
+            self._decide()
         made = copy.copy(self)
         made.plan = self.plan.part(items)
         made._cut(packed=isinstance(self._path, PackedPath))  # noqa: SLF001 (one of its own)
@@ -251,4 +262,5 @@ class Scorer:
             f"{slot - int(self._ends[number]) + int(self.plan.scored[item, level]) + 1} is "
             f"{values[first]}, expected a finite number of at most 0 ({int(bad.sum())} such tokens "
             "in the batch); check the model's weights for NaN, infinity or a λ that is too large"
+            f"{_NARROW if self._head.module.weight.dtype == torch.float16 else ''}"
         )

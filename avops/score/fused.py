@@ -21,9 +21,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from avops.errors import MissingExtraError
-from avops.kernels import Workspace, gated_mlp, linear, registry, rms_norm, rope, swiglu
-from avops.kernels.linear import native as products
-from avops.score.head import replaced
+from avops.kernels import Workspace, gated_mlp, linear, rms_norm, rope, swiglu
+from avops.score.choices import no_fusing, no_products
+from avops.score.forwards import replaced
 
 try:
     import torch
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
     Forward = Callable[..., Any]
 
-OPERATIONS = ("rms_norm", "rope", "swiglu")
-PRODUCTS = ("linear", "gated_mlp")
-
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"})
@@ -49,8 +46,6 @@ LAYERS = frozenset(
 
 SILU = frozenset({"SiLU", "SiLUActivation"})
 """Names of the classes of an ``act_fn`` that is x / (1 + e⁻ˣ)."""
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Fused:
@@ -218,10 +213,7 @@ def _norm(module: Any) -> Forward:
 
 def _products(like: torch.Tensor) -> bool:
     """Whether native products serve: faster than torch's, and nothing else is asked for."""
-    if like.device.type != "cpu":
-        return False
-    chosen = all(registry.resolve(name).backend == "native" for name in PRODUCTS)
-    return chosen and products.faster(like.dtype)
+    return no_products(like.device.type, like.dtype) is None
 
 
 def _weights(projection: Any) -> Projection:
@@ -234,11 +226,6 @@ def _project(rows: torch.Tensor, projection: Any, out: torch.Tensor) -> None:
         torch.mm(rows, weight.T, out=out)
     else:
         torch.addmm(bias, rows, weight.T, out=out)
-
-
-def _serves(device: str) -> bool:
-    """Whether all operations have more than the reference for a type of device."""
-    return all(registry.resolve(name, device=device).backend != "reference" for name in OPERATIONS)
 
 
 def _is_mlp(module: Any) -> bool:
@@ -262,8 +249,12 @@ def _is_linear(module: Any) -> bool:
 def _plain(weight: torch.Tensor) -> bool:
     """Whether its values lie where it says: subclasses of tensors may have others, or none."""
     own = type(weight) in (torch.Tensor, torch.nn.Parameter)
-    kind = own and weight.dtype in DTYPES and weight.is_contiguous()
-    return kind and _serves(weight.device.type)
+    return own and weight.is_contiguous() and _serves(weight.device.type, weight.dtype)
+
+
+def _serves(device: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether all operations between products have more than the reference there."""
+    return no_fusing(device, dtype) is None
 
 
 def _is_one_place(layer: Any) -> bool:

@@ -26,7 +26,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "generation") from error
 
-from avops.score.head import check_head, projecting
+from avops.score.forwards import bare
+from avops.score.head import check_eval, check_head, projecting
+from avops.score.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -88,7 +90,7 @@ class Generator:
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling | None = None) -> None:
         self.sampling = sampling or Sampling()
-        self._model = model
+        self._model = model = bare(model)
         self._tokenizer = tokenizer
         self._stops = _stops(model, tokenizer)
         config = model.config.get_text_config()
@@ -117,11 +119,7 @@ class Generator:
         Raises DataError for a prompt that does not fit, NonFiniteError for logits that are NaN or
         infinite, UserError in training mode.
         """
-        if self._model.training:
-            raise UserError(
-                f"{type(self._model).__name__}: the model is in training mode, where dropout makes "
-                "answers random; call model.eval() first"
-            )
+        check_eval(self._model)
         self.check([prompt])
         begin = time.perf_counter()
         budget, finish = self.sampling.max_tokens, "length"
@@ -152,7 +150,7 @@ class Generator:
         """Logits after ``fed``, [vocabulary] in f32, and the cache that now holds it."""
         table = torch.tensor([fed], device=self._device)
         last = torch.tensor([len(fed) - 1], device=self._device)
-        with projecting(self._head, last):
+        with turn(self._model), projecting(self._head, last, len(fed)):
             out = self._model(input_ids=table, past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None)
         if cache is None:

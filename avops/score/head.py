@@ -19,9 +19,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avops import env
 from avops.errors import MissingExtraError, UserError
-from avops.kernels import LogitRule, LogProb, registry
+from avops.kernels import LogitRule, LogProb
+from avops.score.choices import no_head
+from avops.score.forwards import replaced
 
 try:
     import torch
@@ -29,15 +30,13 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "scoring") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SOFTMAX_LOGITS = 1 << 22
 """Logits that exist at a time (16 MiB) where torch multiplies, unless one row has more."""
 
 HEAD_ROWS = 1 << 11
 """Rows of a half-precision head that torch widens to f32 at a time."""
-
-HEAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 PROBE = 60.0
 """The largest of the logits that are sent through a model to see what it does to them."""
@@ -90,12 +89,15 @@ class Head:
         return int(self.module.weight.shape[0])
 
     @contextmanager
-    def capturing(self, rows: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-        """The inputs of the head, row by row of ``rows``: [rows, hidden], once per call of it."""
+    def capturing(self, rows: torch.Tensor, fed: int) -> Iterator[list[torch.Tensor]]:
+        """The inputs of the head, row by row of ``rows``: [rows, hidden], once per call of it.
+
+        fed: the tokens that go into the forward, among which ``rows`` are counted.
+        """
         found: list[torch.Tensor] = []
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            picked = hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))
+            picked = pick(hidden, rows, fed)
             # Of a model over several devices the last layer may be on another than the head.
             found.append(picked.to(self.module.weight.device))
             return hidden.new_empty((1, 0, self.vocabulary), dtype=torch.float32)
@@ -105,7 +107,7 @@ class Head:
 
     def hidden(self, rows: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """What the model gives its head at the flat positions ``rows``."""
-        with self.capturing(rows) as found:
+        with self.capturing(rows, inputs["input_ids"].numel()) as found:
             logits = self.model(**inputs, use_cache=False).logits
         if len(found) != 1 or logits.dtype != torch.float32 or logits.numel():
             raise self.refusal(logits, int(rows.numel()))
@@ -150,12 +152,9 @@ class Head:
         if not _same(now, self._made_of):
             self._kernel, self._made_of = None, now
             plain = type(self.module) is torch.nn.Linear and weight.is_contiguous()
-            if self.change is None or not plain or weight.dtype not in HEAD_DTYPES:
+            if self.change is None or not plain or no_head(weight.device.type, weight.dtype):
                 return None
-            chosen = registry.resolve("head_logprob", device=weight.device.type)
-            if chosen.backend != "reference" or env.backend() is not None:
-                rule = self.change.rule()
-                self._kernel = LogProb(weight, bias, rule=rule, threads=now[-1], backend=chosen)
+            self._kernel = LogProb(weight, bias, rule=self.change.rule(), threads=now[-1])
         return self._kernel
 
     def _log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -203,8 +202,30 @@ def _same(now: tuple[Any, ...], then: tuple[Any, ...]) -> bool:
     )
 
 
+def pick(hidden: torch.Tensor, rows: torch.Tensor, fed: int) -> torch.Tensor:
+    """Some of the rows that a head is given, [rows, hidden].
+
+    Raises UserError where it is not given one for each of the ``fed`` tokens, as by models that put
+    tokens of their own before a sequence: ``rows`` would be others.
+    """
+    flat = hidden.flatten(0, -2)
+    if flat.shape[0] != fed:
+        raise UserError(
+            f"the model's head is given {flat.shape[0]} rows for {fed} tokens, expected one for "
+            "each; a model with tokens of its own can be neither scored nor generated from"
+        )
+    return flat.index_select(0, rows.to(hidden.device))
+
+
 def check_head(model: Any) -> Any:
-    """The model's head, if its logits can be had in f32."""
+    """The model's head, if its logits can be had in f32, a row for each token that is fed."""
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise UserError(
+            f"{type(model).__name__}: its adapter of type {adapter.peft_type.value} puts tokens or "
+            "keys of its own before a sequence, expected an adapter of weights, such as LoRA; such "
+            "a model can be neither scored nor generated from"
+        )
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(
@@ -220,18 +241,39 @@ def check_head(model: Any) -> Any:
     return head
 
 
+def check_eval(model: Any) -> None:
+    """Refuse a model of which a part is in training mode, where dropout makes results random."""
+    if model.training:
+        raise UserError(
+            f"{type(model).__name__}: the model is in training mode, where dropout makes results "
+            "random; call model.eval() first"
+        )
+    for name, module in model.named_modules():
+        if module.training and _drops(module):
+            raise UserError(
+                f"{type(model).__name__}: its module {name} is in training mode, where dropout "
+                "makes results random, expected all of it in eval mode; call model.eval() first"
+            )
+
+
+def _drops(module: Any) -> bool:
+    """Whether a module has a dropout of its own, by the names that transformers gives it."""
+    shares = [getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout")]
+    return any(isinstance(share, float) and share > 0 for share in shares)
+
+
 @contextmanager
-def projecting(head: Any, rows: torch.Tensor) -> Iterator[None]:
+def projecting(head: Any, rows: torch.Tensor, fed: int) -> Iterator[None]:
     """Within the context, the head projects only ``rows``, in f32: logits [1, rows, vocabulary].
 
     Whatever the model's forward does to logits afterwards (scaling, soft-capping) still happens.
+    fed: the tokens that go into the forward, among which ``rows`` are counted.
     """
     project = head.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         weight, bias = head.weight, getattr(head, "bias", None)
-        picked = hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))[None]
-        picked = picked.to(weight.device)
+        picked = pick(hidden, rows, fed)[None].to(weight.device)
         if weight.dtype == torch.float32:
             logits: torch.Tensor = project(picked)
         else:
@@ -242,20 +284,6 @@ def projecting(head: Any, rows: torch.Tensor) -> Iterator[None]:
 
     with replaced(head, forward):
         yield
-
-
-@contextmanager
-def replaced(module: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """The module's forward is another within the context."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
 
 
 def _changes(config: Any) -> Iterator[Change]:

@@ -40,9 +40,14 @@ def mapped_files() -> list[tuple[int, int]]:
     return found
 
 
-def copy_out(old: torch.Tensor, mapped: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """A copy in memory of its own; what lies in one of ``mapped`` is given up piece by piece."""
-    new = torch.empty_like(old)
+def copy_out(
+    old: torch.Tensor, mapped: Sequence[tuple[int, int]], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A copy in memory of its own; what lies in one of ``mapped`` is given up piece by piece.
+
+    dtype: what it is converted to; None for its own.
+    """
+    new = torch.empty_like(old, dtype=dtype)
     if not (old.is_contiguous() and new.is_contiguous()):
         return new.copy_(old)
     start, step = old.data_ptr(), COPIED // old.element_size()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from avops.errors import CheckpointError, DataError, MismatchError, MissingExtraError
 from avops.score.device_map import check_device_map, check_placed
 from avops.score.mapped_files import copy_out, mapped_files
+from avops.score.widening import dtype_to_widen, widened
 
 try:
     import torch
@@ -107,29 +108,11 @@ def load_model(
 
     """
     source, local = _locate(config_dir)
-    kwargs: dict[str, Any] = {
-        "dtype": dtype,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # reported below, with all names, instead of half loaded
-        "local_files_only": local,
-    }
+    kwargs: dict[str, Any] = {"dtype": dtype, "local_files_only": local}
     if device_map is not None:
         kwargs["device_map"] = check_device_map(device_map)
     with quiet():
-        with _loading("config", source, "config.json"):
-            config = _hf.AutoConfig.from_pretrained(
-                source, local_files_only=local, trust_remote_code=False
-            )
-        if weights is None:
-            with _loading("model", source, "config.json and .safetensors weights"):
-                model, info = _hf.AutoModelForCausalLM.from_pretrained(
-                    source, config=config, use_safetensors=True, trust_remote_code=False, **kwargs
-                )
-        else:
-            with _loading("model", source, "a config.json that fits the weights"):
-                model, info = _architecture(config).from_pretrained(
-                    None, config=config, state_dict=dict(weights), **kwargs
-                )
+        model, info = _from_pretrained(source, weights, kwargs)
     _check_loaded(info, source)
     if device_map is not None:
         check_placed(model, device_map, source)
@@ -138,6 +121,34 @@ def load_model(
     model.config.use_cache = False
     placed = model.to(device) if device_map is None else model
     return cast(transformers.PreTrainedModel, placed.eval())
+
+
+def _from_pretrained(
+    source: str, weights: Mapping[str, torch.Tensor] | None, kwargs: dict[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and what transformers says of every tensor that did not fit."""
+    kwargs["output_loading_info"] = True
+    kwargs["ignore_mismatched_sizes"] = True  # reported with all names, instead of half loaded
+    with _loading("config", source, "config.json"):
+        config = _hf.AutoConfig.from_pretrained(
+            source, local_files_only=kwargs["local_files_only"], trust_remote_code=False
+        )
+    if weights is not None:
+        with _loading("model", source, "a config.json that fits the weights"):
+            model, info = _architecture(config).from_pretrained(
+                None, config=config, state_dict=dict(weights), **kwargs
+            )
+        return model, info
+    load, stored = _hf.AutoModelForCausalLM.from_pretrained, dtype_to_widen(config, kwargs)
+    kwargs |= {"config": config, "use_safetensors": True, "trust_remote_code": False}
+    with _loading("model", source, "config.json and .safetensors weights"):
+        if stored is not None:
+            model, info = load(source, **kwargs | {"dtype": stored})
+            if widened(model, stored):
+                return model, info
+            del model
+        model, info = load(source, **kwargs)
+    return model, info
 
 
 def new_model(config: Mapping[str, Any]) -> transformers.PreTrainedModel:

@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "score", "scoring") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -86,7 +86,9 @@ def why_not(model: Any, longest: int) -> str | None:
     """
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not go through transformers' AttentionInterface"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    taken = inspect.signature(model.forward).parameters
+    # A wrapper, as of adapters, passes on what it does not know.
+    if "position_ids" not in taken and not _passes_on(taken):
         return f"{type(model).__name__} takes no position_ids"
     config = model.config.get_text_config()
     if others := set(getattr(config, "layer_types", None) or ()) - LAYERS:
@@ -103,6 +105,10 @@ def why_not(model: Any, longest: int) -> str | None:
                     "tokens"
                 )
     return None
+
+
+def _passes_on(taken: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
 
 
 def why_not_layers(config: Any, windows: Sequence[int | None], longest: int) -> str | None:

@@ -61,6 +61,8 @@ def test_the_table() -> None:
 def test_native_comes_first(operation: str, with_native: None) -> None:
     chosen = registry.resolve(operation)
     assert (chosen.operation, chosen.backend) == (operation, "native")
+    rows = {row.backend: row.chosen for row in registry.report() if row.operation == operation}
+    assert rows == {"native": True, "reference": False}
 
 
 @pytest.mark.parametrize("operation", HOST)

@@ -11,6 +11,15 @@ from score.conftest import ARCHITECTURES, SMALL
 
 WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 12}
 
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+
 PACKABLE: dict[str, dict[str, Any]] = ARCHITECTURES | {
     "mistral-full": SMALL | {"model_type": "mistral", "sliding_window": None},
     "qwen2-window": SMALL | {"model_type": "qwen2", "use_sliding_window": True} | WINDOWED,
@@ -36,6 +45,8 @@ PACKABLE: dict[str, dict[str, Any]] = ARCHITECTURES | {
     | {"model_type": "granite", "logits_scaling": 3.0, "attention_multiplier": 0.3},
     "cohere2": SMALL | {"model_type": "cohere2", "logit_scale": 0.5} | WINDOWED,
     "mixtral": SMALL | {"model_type": "mixtral", "num_local_experts": 4},
+    "qwen2_moe": SMALL | {"model_type": "qwen2_moe"} | EXPERTS,
+    "qwen3_moe": SMALL | {"model_type": "qwen3_moe"} | EXPERTS,
 }
 """Everything here must be scored packed."""
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from avops.errors import UserError
 from avops.score import attention
+from avops.score import varlen as varlen_file
 from avops.score.attention import (
     Layout,
     UnsupportedAttentionError,
@@ -147,7 +149,7 @@ def test_what_a_tree_cannot_give_is_refused(tree: Tree, asked: dict[str, Any], r
 
 
 def test_refused_outside_of_a_run_and_where_not_causal(tree: Tree) -> None:
-    with pytest.raises(UnsupportedAttentionError, match="called outside of a scoring run"):
+    with pytest.raises(UserError, match="called while avops scores its model, in another thread"):
         tree_attention(CAUSAL, *states(tree), None)
     with (
         attending(Layout(tree)),
@@ -199,9 +201,9 @@ def test_varlen_gets_the_same_tree(
         calls.append(options)
         return varlen(*args, **options)
 
-    call = attention._Varlen(spy, frozenset(takes))
-    monkeypatch.setattr(attention, "_varlen_attention", lambda: call)
-    monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
+    call = varlen_file.Varlen(spy, frozenset(takes))
+    monkeypatch.setattr(varlen_file, "varlen_attention", lambda: call)
+    monkeypatch.setattr(varlen_file, "_flash_takes", lambda query, value: True)
     parts = states(tree)
     with attending(Layout(tree)):
         got, _ = tree_attention(CAUSAL, *parts, None, sliding_window=window)
@@ -214,12 +216,12 @@ def test_varlen_gets_the_same_tree(
 def test_varlen_without_a_scale_serves_only_its_own(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
-    call = attention._Varlen(varlen, frozenset({"is_causal"}))
-    monkeypatch.setattr(attention, "_varlen_attention", lambda: call)
+    monkeypatch.setattr(varlen_file, "_flash_takes", lambda query, value: True)
+    call = varlen_file.Varlen(varlen, frozenset({"is_causal"}))
+    monkeypatch.setattr(varlen_file, "varlen_attention", lambda: call)
     query, key, _ = states(tree)
-    assert attention._options(call.takes, query, key, (None, 8**-0.5)) == {"is_causal": True}
-    assert attention._options(call.takes, query, key, (None, 0.5)) is None
+    assert varlen_file.options_of(call.takes, query, key, (None, 8**-0.5)) == {"is_causal": True}
+    assert varlen_file.options_of(call.takes, query, key, (None, 0.5)) is None
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avops.kernels import registry
-from avops.score import Scorer, TokenPlan, attention, oracle_scores
+from avops.score import Scorer, TokenPlan, oracle_scores, varlen
 from avops.score.packed import PackedPath
 from score.architectures import PACKABLE, make
 from score.bound import rounding_bound
@@ -46,7 +46,7 @@ def test_f32_is_within_the_bound_of_the_cpus_oracle(name: str, path: str, plan: 
 def test_half_precision_goes_through_varlen_attention(
     plan: TokenPlan, dtype: torch.dtype, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = attention._varlen_attention()
+    call = varlen.varlen_attention()
     if call is None or (window is not None and "window_size" not in call.takes):
         pytest.skip(f"varlen attention of torch {torch.__version__} takes no such layers")
     calls = []
@@ -55,7 +55,7 @@ def test_half_precision_goes_through_varlen_attention(
         calls.append(options)
         return call.function(*args, **options)
 
-    monkeypatch.setattr(attention, "_varlen_attention", lambda: call._replace(function=spy))
+    monkeypatch.setattr(varlen, "varlen_attention", lambda: call._replace(function=spy))
     # Heads of 64: varlen attention takes no smaller ones everywhere.
     sizes = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = make("mistral", sliding_window=window, **sizes).to(dtype).cuda()

@@ -175,7 +175,9 @@ def test_what_has_no_memory(make_model: Make) -> None:
 def test_hooks_change_no_bit(
     name: str, path: str, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avops.score.fused._serves", lambda _: False)  # what has hooks is not fused
+    monkeypatch.setattr(
+        "avops.score.fused._serves", lambda *_: False
+    )  # what has hooks is not fused
     alone, hooked = make(name), make(name)
     accelerate.dispatch_model(hooked, cut(hooked, ("cpu",) * 3), force_hooks=True)
     assert hasattr(hooked.get_output_embeddings(), "_hf_hook")
@@ -274,7 +276,7 @@ def test_every_tensor_is_where_it_is_used(
         for dtype in (torch.float32, torch.bfloat16):  # the exact path's, without its masks
             weight = torch.empty(400, 32, dtype=dtype, device=head)
             path.head.module.weight = torch.nn.Parameter(weight)
-            with projecting(path.head.module, rows):
+            with projecting(path.head.module, rows, 5):
                 logits = path.head.module(hidden)
             assert (str(logits.device), logits.shape) == (head, (1, 3, 400))
 

@@ -261,6 +261,19 @@ def test_broken_weights_fail(make_model: Make, plan: TokenPlan, value: float, pa
     assert "forward" not in model.lm_head.__dict__
 
 
+def test_float16_that_overflows_says_so(make_model: Make, plan: TokenPlan) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e6)
+    assert np.isfinite(Scorer(model, plan).run()).all()
+    with pytest.raises(NonFiniteError, match="nothing is above 65504: load the model in bfloat16"):
+        Scorer(model.to(torch.float16), plan).run()
+    with torch.no_grad():
+        model.float().model.norm.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="a λ that is too large$"):
+        Scorer(model, plan).run()
+
+
 def test_the_failing_token_is_named(
     model: Any, plan: TokenPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

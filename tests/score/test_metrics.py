@@ -34,6 +34,9 @@ def test_shares_and_means() -> None:
     assert [level.mean_logprob for level in got.levels] == [-2, -2.25, -2.625]
     assert (got["exp"].low, got["exp"].high) == wilson(2, 4)
     assert (got.n, got.ties, got.dominant) == (4, 0, "exp")
+    # In f32 the sum would stay at -2^24.
+    uneven = summary([[-(2.0**24), -1], [-1, -1], [-1, -1]])["m"]
+    assert uneven["exp"].mean_logprob == -(2**24 + 2) / 3
 
 
 def test_ties_are_split_evenly_and_counted() -> None:

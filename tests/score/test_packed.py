@@ -69,6 +69,27 @@ def test_every_architecture_gets_the_oracles_numbers(name: str, traps: TokenPlan
     assert got[0, 0] == got[0, 2]  # equal responses tie to the bit
 
 
+@pytest.mark.parametrize("name", ["mistral", "gpt2"])
+@pytest.mark.parametrize("query", [1, len(QUERY)])
+@pytest.mark.parametrize("levels", [2, 200])
+def test_responses_of_one_token(name: str, query: int, levels: int) -> None:
+    """As of multiple choice; also of a query that is nothing but the first token."""
+    names = tuple(f"level {number}" for number in range(levels))
+    items = Items("ids", names, (Item("x", "q", dict.fromkeys(names, "r"), 1),) * 2)
+    ids = [[[*QUERY[:query], 60 + number] for number in range(levels)] for _ in items]
+    plan = encode_ids(items, ids, [[query] * levels] * 2, score_eos=False)
+    model = make(name)
+    truth = oracle_scores(model, plan)
+    scorer = Scorer(model, plan)
+    got = scorer.run()
+    assert scorer.path == "packed"
+    assert [unit.tokens for unit in scorer.units] == [2 * query]  # each query once
+    some = plan_of([[60], [61]]) if query > 1 else plan
+    few = plan.part([0]) if levels == 2 else some
+    largest = rounding_bound(model, few).max()  # every response has the same rows behind it
+    assert (np.abs(got - truth) <= 2 * largest + HALF_ULP * np.abs(truth)).all()
+
+
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_what_cannot_be_packed_says_so_and_is_exact(name: str, plan: TokenPlan) -> None:
     model, reason = make(name), OTHERS[name][1]

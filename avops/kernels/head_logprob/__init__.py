@@ -47,9 +47,10 @@ class LogProb:
         TypeError, ValueError: what does not fit; on the CPU also a target that is no row of weight.
         BackendError: a forced backend that cannot serve, or does not reach the device.
     Memory and bytes moved
-        One workspace, allocated by the first call, of fixed size: native 5 to 6 MiB a thread,
-        Triton 64 KiB for each 2,048 of the vocabulary. Weights are read once for each pass of
-        about 10⁶ / dim rows and thread (native), or from the L2 cache (Triton).
+        One workspace, allocated by the first call, of fixed size, so that an object is one
+        thread's at a time: native 5 to 6 MiB a thread, Triton 64 KiB for each 2,048 of the
+        vocabulary. Weights are read once for each pass of about 10⁶ / dim rows and thread (native),
+        or from the L2 cache (Triton).
     Source
         Online normaliser (Milakov and Gimelshein, arXiv 1805.02867), fused with the product as in
         cut cross-entropy (Wijmans et al., arXiv 2411.09009).
