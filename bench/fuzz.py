@@ -84,6 +84,9 @@ def fuzz(job: Job, jobs: int, failures_to: Path) -> dict[str, Any]:
     start = time.perf_counter()
     tally, failures = run(job, jobs, lambda done: progress(done, job.stop))
     data = summary(job, tally, time.perf_counter() - start)
+    # A run that ends early has failures whose outcomes were not counted yet.
+    for reason, count in Counter(failure.reason for failure in failures).items():
+        data["failures"][reason] = max(count, data["failures"].get(reason, 0))
     show(data)
     for failure in failures:
         path = keep(failure, job, failures_to)

@@ -5,8 +5,10 @@ from avops.disk.adapter_fit import vector_notes
 from avops.disk.checkpoint import Checkpoint, Shard, Tensor, open_checkpoint
 from avops.disk.fingerprint import fingerprint
 from avops.disk.header import encode_header, parse_header, parse_length
-from avops.disk.match import check_distinct, check_plain, check_vector, touched
+from avops.disk.match import check_distinct, check_vector, touched
+from avops.disk.nearest import nearest
 from avops.disk.parts import LowRank, Part, Stored
+from avops.disk.quantised import check_plain, integer_notes, plain_notes
 from avops.disk.reader import read_exactly
 from avops.disk.sidecars import patch_config, sidecars
 from avops.disk.source import open_regular
@@ -30,6 +32,8 @@ __all__ = [
     "check_vector",
     "encode_header",
     "fingerprint",
+    "integer_notes",
+    "nearest",
     "open_base",
     "open_checkpoint",
     "open_regular",
@@ -37,6 +41,7 @@ __all__ = [
     "parse_header",
     "parse_length",
     "patch_config",
+    "plain_notes",
     "read_exactly",
     "sidecars",
     "touched",

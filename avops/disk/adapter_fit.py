@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from avops.disk.checkpoint import Checkpoint, Tensor
+from avops.disk.nearest import nearest
 from avops.disk.parts import LowRank, Stored
 from avops.disk.reader import read_exactly
 from avops.disk.source import open_regular
@@ -124,8 +124,8 @@ def unplaced(vector: Vector, base: Checkpoint, names: Sequence[str]) -> str:
             "save the base with separate tensors (tie_word_embeddings: false), or ignore "
             "this part of the adapter with --allow-extra"
         )
-    near = difflib.get_close_matches(name, list(base.tensors), n=1)
-    like = f" (nearest name: {near[0]!r})" if near else ""
+    near = nearest(name, base.tensors)
+    like = f" (nearest name: {near!r})" if near else ""
     more = f", nor {len(names) - 1} others" if len(names) > 1 else ""
     return (
         f"{start}{like}{more}; is it the base that the adapter was trained on"

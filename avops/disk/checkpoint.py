@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from avops.disk.garbage import no_collections
 from avops.disk.header import element_count, parse_header, parse_length
 from avops.disk.index import MAX_INDEX, parse_index
 from avops.disk.reader import read_exactly
@@ -23,6 +25,7 @@ from avops.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SECOND_COPY = "consolidated"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -63,11 +66,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A set of named tensors on disk. ``index`` holds the raw index file of a sharded directory."""
+    """A set of named tensors on disk.
+
+    index: the raw index file of a sharded directory. recorded_size: the total_size that it
+    records, None for none; anything may stand there.
+    """
 
     path: Path
     shards: tuple[Shard, ...]
     index: bytes | None = None
+    recorded_size: Any = None
 
     @property
     def is_file(self) -> bool:
@@ -100,7 +108,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises CheckpointError for a missing path, a malformed file, a bad index or a missing shard.
     """
-    path = Path(path)
+    with no_collections():
+        return _open(Path(path))
+
+
+def _open(path: Path) -> Checkpoint:
     try:
         is_dir = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError) as error:
@@ -124,20 +136,18 @@ def _open_directory(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot list the directory: {error.strerror}") from None
     if INDEX in names:
         return _open_sharded(path, also_single=SINGLE in names)
-    files = [name for name in names if name.endswith(".safetensors")]
+    files = loose_weights(names)
     if "adapter_config.json" in names:
         raise CheckpointError(
             f"{path}: a LoRA adapter, expected full weights; use it with --av on the base that it "
             "was trained on"
         )
-    if SINGLE in files:
-        files = [SINGLE]
     if len(files) == 1:
         return Checkpoint(path, (_open_shard(path / files[0], 0),))
     if files:
         raise CheckpointError(
-            f"{path}: {len(files)} safetensors files but no {INDEX}; "
-            "restore the index, or name one file"
+            f"{path}: {len(files)} safetensors files but no {INDEX}, so nothing tells which belong "
+            "together; download the index, save the model again, or name one file"
         )
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
@@ -147,10 +157,20 @@ def _open_directory(path: Path) -> Checkpoint:
     )
 
 
+def loose_weights(names: Sequence[str]) -> list[str]:
+    """Of a directory without an index the files among ``names`` that are its weights."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    if SINGLE in files:
+        return [SINGLE]
+    # Mistral's repositories hold the weights twice, once in this form.
+    return [name for name in files if not name.startswith(_SECOND_COPY)] or files
+
+
 def _open_sharded(path: Path, *, also_single: bool) -> Checkpoint:
     where = path / INDEX
     raw = _read_small(where)
-    weight_map = parse_index(raw, where)
+    index = parse_index(raw, where)
+    weight_map = index.weight_map
     tensors = Counter(weight_map.values())
     if also_single and SINGLE not in tensors:
         raise CheckpointError(
@@ -169,7 +189,7 @@ def _open_sharded(path: Path, *, also_single: bool) -> Checkpoint:
         shards.append(_open_shard(path / name, number))
         _add_found(found, shards[-1], where)
     _check_index(weight_map, found, where)
-    return Checkpoint(path, tuple(shards), raw)
+    return Checkpoint(path, tuple(shards), raw, index.total_size)
 
 
 def _add_found(found: dict[str, str], shard: Shard, where: Path) -> None:
@@ -179,23 +199,28 @@ def _add_found(found: dict[str, str], shard: Shard, where: Path) -> None:
     """
     if not shard.tensors:
         raise CheckpointError(
-            f"{where}: names {shard.path.name}, which holds no tensors: the index is stale"
+            f"{where}: names {shard.path.name}, which holds no tensors: the index is stale; "
+            "download it again, or save the model again"
         )
-    for tensor in shard.tensors:
-        if tensor.name in found:
-            raise CheckpointError(
-                f"{where.parent}: tensor {tensor.name!r} is in both {found[tensor.name]} "
-                f"and {shard.path.name}"
-            )
-        found[tensor.name] = shard.path.name
+    name = shard.path.name
+    held = dict.fromkeys((tensor.name for tensor in shard.tensors), name)
+    for twice in held.keys() & found.keys():
+        raise CheckpointError(
+            f"{where.parent}: tensor {twice!r} is in both {found[twice]} and {name}; remove the "
+            "file that does not belong to the checkpoint, or download it again"
+        )
+    found |= held
 
 
 def _check_index(weight_map: Mapping[str, str], found: Mapping[str, str], where: Path) -> None:
+    if weight_map == found:
+        return
     for name in sorted(weight_map.keys() | found.keys()):
         if weight_map.get(name) != found.get(name):
             raise CheckpointError(
                 f"{where}: tensor {shown(name)} is in {found.get(name) or 'no shard'}, but the "
-                f"index says {weight_map.get(name) or 'nothing of it'}: the index is stale"
+                f"index says {weight_map.get(name) or 'nothing of it'}: the index is stale; "
+                "download it again, or save the model again"
             )
 
 

@@ -8,17 +8,25 @@ scales and directions of its factors count, too: they are in its settings, not i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
-from avops.disk.checkpoint import Checkpoint
+from avops.disk.checkpoint import Checkpoint, Tensor
 from avops.disk.parts import LowRank
 from avops.disk.reader import read_exactly
 from avops.disk.source import open_regular
 from avops.disk.vector import Vector
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 _SAMPLE = 4096
+# Up to this size the samples of a tensor touch or overlap: one read, cut up.
+_WHOLE = 3 * _SAMPLE
 
 
 def fingerprint(what: Checkpoint | Vector) -> str:
@@ -33,20 +41,46 @@ def fingerprint(what: Checkpoint | Vector) -> str:
             if isinstance(part, LowRank):
                 settings = [name, part.rank, part.scale.hex(), part.transposed]
                 digest.update(json.dumps(settings).encode() + b"\n")
-    fds = {number: open_regular(shard.path) for number, shard in enumerate(checkpoint.shards)}
-    try:
-        for name in sorted(checkpoint.tensors):
-            tensor = checkpoint.tensors[name]
-            head = json.dumps([name, tensor.dtype.tag, tensor.shape])
-            digest.update(head.encode() + b"\n")
-            middle = max(0, tensor.nbytes // 2 - _SAMPLE // 2)
-            last = max(0, tensor.nbytes - _SAMPLE)
-            for start in sorted({0, middle, last}):
-                block = bytearray(min(_SAMPLE, tensor.nbytes - start))
-                where = str(checkpoint.shards[tensor.shard].path)
-                read_exactly(fds[tensor.shard], block, tensor.offset + start, where)
-                digest.update(block)
-    finally:
-        for fd in fds.values():
-            os.close(fd)
+    with contextlib.ExitStack() as stack:
+        files = []
+        for shard in checkpoint.shards:
+            files.append((open_regular(shard.path), str(shard.path)))
+            stack.callback(os.close, files[-1][0])
+        for _, tensor in sorted(checkpoint.tensors.items(), key=itemgetter(0)):
+            _add(digest, tensor, *files[tensor.shard])
     return digest.hexdigest()
+
+
+def _add(digest: _Hash, tensor: Tensor, fd: int, where: str) -> None:
+    """Name, dtype, shape and samples of ``tensor``, which is in the open file ``fd``."""
+    shape = ", ".join(map(str, tensor.shape))
+    # As json.dumps gives the list of the three, several times faster.
+    head = f'[{json.dumps(tensor.name)}, "{tensor.dtype.tag}", [{shape}]]\n'
+    digest.update(head.encode())
+    size = tensor.nbytes
+    if size > _WHOLE:
+        for start in _starts(size):
+            digest.update(_read(fd, _SAMPLE, tensor.offset + start, where))
+        return
+    data = _read(fd, size, tensor.offset, where)
+    if size <= _SAMPLE:
+        digest.update(data)
+    else:
+        for start in _starts(size):
+            digest.update(data[start : start + _SAMPLE])
+
+
+def _starts(size: int) -> list[int]:
+    """Where the samples of a tensor of ``size`` bytes, more than one sample, begin."""
+    return sorted({0, max(0, size // 2 - _SAMPLE // 2), size - _SAMPLE})
+
+
+def _read(fd: int, nbytes: int, offset: int, where: str) -> bytes | bytearray:
+    with contextlib.suppress(OSError):
+        data = os.pread(fd, nbytes, offset)
+        if len(data) == nbytes:
+            return data
+    # Slower, and whatever it was, this succeeds or says what is wrong.
+    buffer = bytearray(nbytes)
+    read_exactly(fd, buffer, offset, where)
+    return buffer

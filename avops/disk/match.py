@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from avops.disk.adapter_fit import check_copy, repeats_tied, unplaced
 from avops.disk.checkpoint import Checkpoint, Tensor
+from avops.disk.nearest import nearest
 from avops.disk.parts import LowRank, Part
+from avops.disk.quantised import check_integers, check_plain
 from avops.disk.vector import Vector
 from avops.errors import MismatchError, RecipeError
-
-# Tensors that only exist beside quantised weights (GPTQ, AWQ, bitsandbytes, compressed-tensors).
-_QUANTISED_SUFFIXES = (
-    ".qweight",
-    ".qzeros",
-    ".g_idx",
-    ".absmax",
-    ".quant_map",
-    ".SCB",
-    ".weight_packed",
-    ".weight_scale",
-    ".weight_scale_inv",
-)
-
-
-def check_plain(checkpoint: Checkpoint) -> None:
-    """Refuse quantised weights. Raises MismatchError naming the first such tensor."""
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype.quantised or tensor.name.endswith(_QUANTISED_SUFFIXES):
-            raise MismatchError(
-                f"{checkpoint.path}: tensor {tensor.name!r} is {tensor}: quantised weights mean "
-                "nothing without their scales and cannot be added up; use the bf16 or f32 weights"
-            )
 
 
 def touched(base: Checkpoint) -> tuple[Tensor, ...]:
@@ -46,7 +24,7 @@ def touched(base: Checkpoint) -> tuple[Tensor, ...]:
         if tensor.dtype.floating and not tensor.dtype.computable:
             raise MismatchError(
                 f"{base.path}: tensor {tensor.name!r} is {tensor}, expected BF16, F16 or F32; "
-                "convert the checkpoint first"
+                "save it as F32 first, or leave it out where nothing needs it"
             )
         if tensor.dtype.floating:
             found.append(tensor)
@@ -64,8 +42,8 @@ def check_vector(
     """Refuse an alignment vector that does not fit the base, tensor by tensor.
 
     shared_rows: accept a matrix or a bias with another number of rows, of which the first
-    min(rows) are then merged. Base tensors that an adapter carries along are read and compared;
-    all else is told from headers.
+    min(rows) are then merged. Base tensors that an adapter carries along, and matrices of
+    integers, are read and compared; all else is told from headers.
 
     Raises MismatchError naming the vector, the tensor and both shapes; also for a base that
     nothing can be added to.
@@ -89,6 +67,7 @@ def check_vector(
         tensor = base.tensors.get(name)
         if tensor is not None and (tensor.dtype.floating or vector.aligned or vector.adapter):
             _check_part(base, vector, tensor, part, shared_rows=shared_rows)
+    check_integers(base, vector)
     for name, copy in vector.copies.items():
         check_copy(base, vector, name, copy)
 
@@ -148,8 +127,8 @@ def _hint(part: Part, tensor: Tensor, *, rows: bool) -> str:
 def _names(
     vector: Vector, base: Checkpoint, names: Sequence[str], verb: str, others: Sequence[str]
 ) -> str:
-    near = difflib.get_close_matches(names[0], others, n=1)
-    like = f" (nearest name there: {near[0]!r})" if near else ""
+    near = nearest(names[0], others)
+    like = f" (nearest name there: {near!r})" if near else ""
     shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
     flag = "--allow-missing" if verb == "lacks" else "--allow-extra"
     relation = "of the base" if verb == "lacks" else "that are not in the base"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from avops.disk.checkpoint import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """Values of one base tensor, stored one for one. aligned: weights rather than differences.
 
@@ -37,7 +37,7 @@ class Stored:
         return str(self.tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """Δ = scale · B@A, or its transpose, in float32 and of the base tensor's shape.
 

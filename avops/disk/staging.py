@@ -69,6 +69,7 @@ class Staging:
 
         Raises OutputError.
         """
+        self._check_length()
         self._check_not_input()
         if os.path.lexists(self.target):
             self._check_replaceable()
@@ -80,6 +81,29 @@ class Staging:
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{self.target}: cannot write into {parent}; choose another -o")
         check_space([self], nbytes)
+
+    def _check_length(self) -> None:
+        """Refuse names that the file system cannot hold, which the staged one or companions have.
+
+        The longest of them is the name under which a replaced output is set aside.
+        """
+        # Not Path.exists, which raises for a name that the file system cannot hold.
+        holder = next(path for path in self.target.parents if os.path.exists(path))
+        most = os.pathconf(holder, "PC_NAME_MAX")
+        staged = self._stage.path.name.replace("-partial-", "-replaced-")
+        own = len(os.fsencode(self.target.name))
+        longest = max(len(os.fsencode(name)) for name in (staged, *self._companions))
+        if longest > most:
+            raise OutputError(
+                f"{self.target}: its name has {own} bytes, and files beside it have longer ones, "
+                f"expected at most {max(0, own - longest + most)}; choose a shorter -o"
+            )
+        for part in self.target.parts:
+            if len(os.fsencode(part)) > most:
+                raise OutputError(
+                    f"{self.target}: a directory's name has {len(os.fsencode(part))} bytes, "
+                    f"expected at most {most}; choose a shorter -o"
+                )
 
     @property
     def holder(self) -> Path:
@@ -325,6 +349,7 @@ class Staging:
             errno.EDQUOT: "raise the quota or choose another -o",
             errno.EMFILE: "raise `ulimit -n`, or write fewer outputs at once",
             errno.ENFILE: "too many files are open on this machine",
+            errno.ENAMETOOLONG: "choose a shorter -o",
             errno.EFBIG: "the file system or `ulimit -f` limits file sizes; choose another -o",
         }.get(error.errno or 0, "check the disk, then run the command again")
         raise WriteError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from avops.disk.adapter import adapter_directory, open_adapter
 from avops.disk.adapter_config import AdapterConfig
 from avops.disk.checkpoint import Checkpoint, Tensor, open_checkpoint
+from avops.disk.garbage import no_collections
 from avops.disk.parts import LowRank, Part, Stored
 from avops.errors import CheckpointError
 
@@ -94,6 +95,11 @@ def open_vector(name: str, path: str | os.PathLike[str], kind: str = "auto") -> 
     Raises CheckpointError for an unreadable checkpoint or adapter, an adapter that is more than
     low-rank differences, or a kind that the files contradict.
     """
+    with no_collections():
+        return _open(name, path, kind)
+
+
+def _open(name: str, path: str | os.PathLike[str], kind: str) -> Vector:
     directory = adapter_directory(Path(path))
     if kind == "adapter" or (kind == "auto" and directory is not None):
         opened = open_adapter(directory or Path(path))

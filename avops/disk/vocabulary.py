@@ -128,9 +128,10 @@ def _fast_tokens(data: Mapping[str, Any]) -> Tokens:
 
 def _inverted(vocab: Mapping[str, Any]) -> Tokens:
     found: Tokens = {}
-    for token, number in vocab.items():
+    for token, value in vocab.items():
+        number = _id(value)
         # Of two tokens with one id the lesser, whatever the order in the file.
-        found[_id(number)] = min(token, found.get(number, token))
+        found[number] = min(token, found.get(number, token))
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avops.disk import RECIPE_NAME, Tensor
-from avops.disk.checkpoint import INDEX, SINGLE
+from avops.disk.checkpoint import INDEX, loose_weights
 from avops.disk.digest import DIGEST_SIZE
 from avops.disk.source import open_regular
 from avops.errors import CheckpointError
@@ -199,8 +199,7 @@ def check_index(
 
 def own_weights(present: Sequence[str]) -> tuple[str, ...]:
     """The weights of a directory that neither recipe nor index describe."""
-    files = tuple(name for name in present if name.endswith(".safetensors"))
-    return (SINGLE,) if SINGLE in files else files
+    return tuple(loose_weights(present))
 
 
 def _count(names: set[str]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from avops.disk import (
     Checkpoint,
     Vector,
     fingerprint,
+    integer_notes,
     open_base,
     patch_config,
+    plain_notes,
     sidecars,
     touched,
     vector_notes,
 )
+from avops.disk.strict_json import shown
 from avops.dtypes import DType
 from avops.errors import MismatchError, OutputError
 from avops.kernels import registry
 from avops.recipe import Recipe
 from avops.stream.fit import open_vectors
-from avops.stream.layout import index_file, is_directory, recorded_size, same_layout
+from avops.stream.layout import index_file, is_directory, same_layout
 from avops.stream.options import MergeOptions
 from avops.stream.plan import Output, Plan
 from avops.stream.record import model_card, recipe_record
@@ -89,12 +93,12 @@ class MergePlan:
         """The first output's record."""
         return self.targets[0].record
 
-    @property
+    @cached_property
     def changed(self) -> tuple[str, ...]:
         """Names of the tensors that terms touch."""
         return tuple(dict.fromkeys(s.tensor for s in self.plan.segments if s.terms))
 
-    @property
+    @cached_property
     def copied(self) -> tuple[str, ...]:
         """Names of the tensors that no term touches."""
         changed = set(self.changed)
@@ -144,14 +148,14 @@ def decide(wanted: Sequence[tuple[Recipe, Path]], options: MergeOptions) -> Merg
                 f"{recorded[:12]}…: it is another model by now; give the one that was merged, or "
                 "state the merge anew with BASE and --av"
             )
-    if base.index is not None and recorded_size(base.index) not in (None, base.nbytes):
-        recorded = recorded_size(base.index)
-        note = f"{base.path}: its index records a total_size of {recorded}, its tensors have "
-        notes += (f"{note}{base.nbytes} bytes; the output's index is right",)
+    if base.recorded_size not in (None, base.nbytes):
+        recorded = shown(base.recorded_size)
+        note = f"{base.path}: its index records a total_size of {recorded}, its tensors "
+        notes += (f"{note}have {base.nbytes} bytes; the output's index is right",)
     shared: dict[str, bytes] = {}
     if directory:
         shared, more = _sidecars(base, options.dtype)
-        notes += more
+        notes += (*more, *plain_notes(base))
     targets: list[Target] = []
     for recipe, out in wanted:
         kinds = {term.source.path: vectors[term.source.path].kind for term in recipe.active}
@@ -200,7 +204,7 @@ def _prints(
         if vector.base_fingerprint not in (None, here)
     )
     for vector in vectors.values():
-        notes += vector_notes(base, vector)
+        notes += (*vector_notes(base, vector), *integer_notes(base, vector))
     return prints, notes
 
 

@@ -17,6 +17,7 @@ from avops.disk import (
     Vector,
     check_vector,
     fingerprint,
+    integer_notes,
     open_base,
     open_vector,
     touched,
@@ -107,7 +108,11 @@ def plan_extract(
     )
     staging = _staging(extract_plan)
     staging.check(plan.bytes_written)
-    notes = (*vector_notes(base, vector), *leftover_notes(staging))
+    notes = (
+        *vector_notes(base, vector),
+        *integer_notes(base, vector),
+        *leftover_notes(staging),
+    )
     return dataclasses.replace(extract_plan, notes=notes)
 
 

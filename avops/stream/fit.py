@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from avops.disk import (
     Vector,
     check_distinct,
     check_vector,
+    nearest,
     open_vector,
     sidecars,
 )
@@ -55,8 +55,8 @@ def open_vectors(
 def _check_rules(recipe: Recipe, base: Checkpoint) -> None:
     names = [tensor.name for tensor in base.tensors.values() if tensor.dtype.floating]
     for rule in unmatched(recipe, names):
-        near = difflib.get_close_matches(rule.pattern, names, n=1, cutoff=0.3)
-        like = f"; a near name is {near[0]!r}" if near else ""
+        near = nearest(rule.pattern, names, cutoff=0.3)
+        like = f"; a near name is {near!r}" if near else ""
         raise RecipeError(
             f"rule {rule}: the pattern matches none of the {len(names)} floating tensors of "
             f"{base.path}{like}; `avops inspect` lists names"

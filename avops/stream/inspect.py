@@ -141,12 +141,12 @@ def inspect_vectors(
     dots = np.zeros((count, count))
     with _Files() as files:
         counts = _floating_names(vectors, base)
-        done = 0
+        done, total = 0, sum(counts.values())
         for name, elements in counts.items():
             _measure(name, vectors, base, files, (groups, totals, dots))
             done += elements
             if progress is not None:
-                progress(done, sum(counts.values()))
+                progress(done, total)
     with np.errstate(invalid="ignore", divide="ignore"):
         norms = np.sqrt(np.diag(dots))
         cosines = dots / np.outer(norms, norms)

@@ -64,7 +64,8 @@ def same_layout(base: Checkpoint, name: str | None, dtype: DType | None) -> Layo
     outputs, places = [], {}
     for number, (file, shards) in enumerate(groups):
         tensors = [tensor for shard in shards for tensor in shard.tensors]
-        if len(shards) == 1 and all(dtype_of(tensor) == tensor.dtype for tensor in tensors):
+        kept = dtype is None or all(dtype_of(tensor) == tensor.dtype for tensor in tensors)
+        if len(shards) == 1 and kept:
             outputs.append(Output(file, shards[0].prefix, shards[0].size))
             offsets = {tensor.name: tensor.offset for tensor in tensors}
         else:
@@ -75,15 +76,9 @@ def same_layout(base: Checkpoint, name: str | None, dtype: DType | None) -> Layo
     index = base.index if name is None else None
     if index is not None:
         total = sum(_nbytes(tensor, dtype_of(tensor)) for tensor in base.tensors.values())
-        if recorded_size(index) not in (None, total):
+        if base.recorded_size not in (None, total):
             index = _with_total_size(index, total)
     return Layout(tuple(outputs), places, index)
-
-
-def recorded_size(index: bytes) -> Any:
-    """The ``total_size`` that an index file records, None for none."""
-    metadata = json.loads(index).get("metadata")
-    return metadata.get("total_size") if isinstance(metadata, dict) else None
 
 
 def new_layout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from avops.disk.source import Identity
@@ -17,7 +18,7 @@ class Input:
     identity: Identity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Range:
     """Flat elements in an input file: file number, absolute byte offset, element type."""
 
@@ -26,7 +27,7 @@ class Range:
     dtype: DType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LowRankRange:
     """The factors of Δ = scale · B@A, or its transpose. sizes: A is [rank, n], B is [m, rank]."""
 
@@ -38,7 +39,7 @@ class LowRankRange:
     transposed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TermRange:
     """A term's elements: those of the segment, one for one.
 
@@ -53,7 +54,7 @@ class TermRange:
     aligned: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive elements of one tensor on their way from inputs to an output file.
 
@@ -106,12 +107,12 @@ class Plan:
         """Bytes of the output files of all candidates."""
         return self.candidates * sum(out.size for out in self.outputs)
 
-    @property
+    @cached_property
     def bytes_read(self) -> int:
         """Bytes of tensor data read from the inputs."""
         return sum(segment.count * bytes_per_count(segment) for segment in self.segments)
 
-    @property
+    @cached_property
     def max_terms(self) -> int:
         """The largest number of terms in a segment."""
         return max((len(segment.terms) for segment in self.segments), default=0)

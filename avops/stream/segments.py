@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from avops.disk import Checkpoint, Tensor, Vector
+from avops.disk.garbage import no_collections
 from avops.disk.parts import LowRank, Part
 from avops.dtypes import F32
 from avops.kernels import dither_key
@@ -47,18 +48,33 @@ def merge_segments(
     inputs = Inputs()
     inputs.add(base)
     first = {path: inputs.add(vector.checkpoint) for path, vector in vectors.items()}
-    segments: list[Segment] = []
+    # What is not zero in all recipes: number, name, and parts with the number of their first file.
+    active = [
+        (number, term.name, vectors[term.source.path].parts, first[term.source.path])
+        for number, term in enumerate(recipes[0].terms)
+        if term.source.path in vectors
+    ]
+    with no_collections():
+        segments = tuple(_segments(recipes, base, layout, seed, active))
+    return inputs.files, segments
+
+
+def _segments(
+    recipes: Sequence[Recipe],
+    base: Checkpoint,
+    layout: Layout,
+    seed: int | None,
+    active: Sequence[tuple[int, str, Mapping[str, Part], int]],
+) -> Iterator[Segment]:
     for tensor in base.tensors.values():
         terms = []
-        if tensor.dtype.floating:
-            for number, path in enumerate(term.source.path for term in recipes[0].terms):
+        for number, name, parts, file in active if tensor.dtype.floating else ():
+            part = parts.get(tensor.name)
+            if part is not None:
                 lams = tuple(recipe.terms[number].lam_of(tensor.name) for recipe in recipes)
-                part = vectors[path].parts.get(tensor.name) if path in vectors else None
-                if part is not None and any(lams):
-                    name = recipes[0].terms[number].name
-                    terms.append((part, first[path], name, number, lams))
-        segments += _tensor(tensor, terms, layout.places[tensor.name], seed)
-    return inputs.files, tuple(segments)
+                if any(lams):
+                    terms.append((part, file, name, number, lams))
+        yield from _tensor(tensor, terms, layout.places[tensor.name], seed)
 
 
 def _tensor(
@@ -68,10 +84,10 @@ def _tensor(
     seed: int | None,
 ) -> list[Segment]:
     """The tensor's segments: one, or more where vocabularies of different sizes end."""
-    ends = [min(_elements(part), tensor.count) for part, *_ in terms]
-    cuts = sorted({0, *ends, tensor.count})
-    if len(cuts) == 1:  # no elements
-        cuts = [0, 0]
+    count = tensor.count
+    ends = [count if part.shape == tensor.shape else min(part.count, count) for part, *_ in terms]
+    whole = all(end == count for end in ends)
+    cuts = [0, count] if whole else sorted({0, *ends, count})
     key = None
     if seed is not None and tensor.dtype.floating and place.dtype != F32:
         key = dither_key(seed, tensor.name)
@@ -109,18 +125,8 @@ def _copied(tensor: Tensor, start: int, stop: int) -> int:
 
 
 def _range(tensor: Tensor, file: int, start: int) -> Range:
-    size = tensor.dtype.size if start else 0
-    return Range(file + tensor.shard, tensor.offset + start * size, tensor.dtype)
-
-
-def _elements(part: Part) -> int:
-    """Elements of Δ."""
-    if isinstance(part, LowRank):
-        count = 1
-        for size in part.shape:
-            count *= size
-        return count
-    return part.tensor.count
+    skipped = start * tensor.dtype.size if start else 0
+    return Range(file + tensor.shard, tensor.offset + skipped, tensor.dtype)
 
 
 def part_aligned(part: Part) -> bool:

@@ -115,6 +115,10 @@ BROKEN: dict[str, tuple[dict[str, np.ndarray], str]] = {
         {f"{P}q.lora_A.weight": A, f"{P}q.lora_embedding_B": EB},
         "'q' has lora_A, lora_embedding_B, expected lora_embedding_A and lora_embedding_B",
     ),
+    "rank of B": (
+        {f"{P}q.lora_A.weight": A, f"{P}q.lora_B.weight": np.ones((5, 3), np.float32)},
+        r"A F32 \[2, 3\] and B F32 \[5, 3\], but adapter_config.json gives rank 2",
+    ),
     "rank": (
         {f"{P}q.lora_A.weight": np.ones((3, 3), np.float32), f"{P}q.lora_B.weight": B},
         r"A F32 \[3, 3\] and B F32 \[5, 2\], but adapter_config.json gives rank 2",

@@ -31,6 +31,8 @@ def test_scales(tmp_path: Path) -> None:
     assert third.scale_of("m") == float(np.float32(1 / 3)) != 1 / 3
     root = read(tmp_path, r=3, lora_alpha=1.5, use_rslora=True)
     assert root.scale_of("m") == float(np.float32(1.5 / np.sqrt(3)))
+    some = read(tmp_path, rank_pattern={"q": 8}, alpha_pattern={"q": 12, "k": 3})
+    assert [some.scale_of(module) for module in ("l.q", "l.k", "l.v")] == [1.5, 1.5, 2.0]
     assert read(tmp_path, lora_alpha=0).scale_of("m") == 0.0
     assert read(tmp_path, lora_alpha=-4).scale_of("m") == -2.0
 

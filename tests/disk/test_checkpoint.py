@@ -43,6 +43,9 @@ def test_sharded_directory(save: Save) -> None:
     assert list(checkpoint.tensors) == ["a", "b"]
     assert [shard.path.name for shard in checkpoint.shards] == ["s1.safetensors", "s2.safetensors"]
     assert checkpoint.tensors["b"].shard == 1
+    # Shards come in the order of their names, whatever the index's is.
+    turned = open_checkpoint(sharded(save, {"b": "s2.safetensors", "a": "s1.safetensors"}))
+    assert list(turned.tensors) == ["a", "b"]
 
 
 def test_directory_with_one_file(save: Save) -> None:
@@ -115,6 +118,35 @@ def test_missing_index(save: Save) -> None:
     (directory / INDEX).unlink()
     with pytest.raises(CheckpointError, match=f"2 safetensors files but no {INDEX}"):
         open_checkpoint(directory)
+
+
+def test_a_second_copy_of_the_weights(save: Save) -> None:
+    """Mistral's repositories hold consolidated.safetensors, with other names, beside the shards."""
+    directory = sharded(save)
+    save(f"{directory.name}/consolidated.safetensors", {"tok_embeddings.weight": A["a"]})
+    assert "tok_embeddings.weight" not in open_checkpoint(directory).tensors
+    one = save("one/consolidated.safetensors", {"tok_embeddings.weight": A["a"]}).parent
+    assert set(open_checkpoint(one).tensors) == {"tok_embeddings.weight"}
+    save("one/weights.safetensors", {"a": A["a"]})
+    assert set(open_checkpoint(one).tensors) == {"a"}
+
+
+def test_a_folder_of_another_format(save: Save) -> None:
+    """Llama's repositories have original/ beside the shards."""
+    directory = sharded(save)
+    save(f"{directory.name}/original/consolidated.00.safetensors", {"x": A["a"]})
+    assert "x" not in open_checkpoint(directory).tensors
+
+
+@pytest.mark.parametrize("recorded", [None, 5, 1.5, "many", [1], {}])
+def test_the_size_that_an_index_records(save: Save, recorded: object) -> None:
+    directory = sharded(save)
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "metadata": {"total_size": recorded}}))
+    assert open_checkpoint(directory).recorded_size == recorded
+    path.write_text(json.dumps({**index, "metadata": [recorded]}))
+    assert open_checkpoint(directory).recorded_size is None
 
 
 def test_index_and_single_file_contradict(save: Save) -> None:

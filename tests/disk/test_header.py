@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from avops.disk import encode_header, open_checkpoint, parse_header, parse_length
+from avops.disk.header import MAX_METADATA, MAX_NAME
 from avops.dtypes import DTYPES
 from avops.errors import CheckpointError
 
@@ -65,6 +66,79 @@ ATTACKS: list[tuple[str, Any, int, str]] = [
 def test_refuses_malformed_tables(table: Any, data: int, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         parse(table, data)
+
+
+@pytest.mark.parametrize(
+    ("table", "data", "message"), [a[1:] for a in ATTACKS], ids=[a[0] for a in ATTACKS]
+)
+def test_refuses_them_in_the_packages_spelling(table: Any, data: int, message: str) -> None:
+    """Which is read another way; the last member never is, so it is an empty one."""
+    end = {"truncated": 8, "bytes no tensor owns": 8}.get(message, data)
+    table = {**table, "zz": {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}}
+    with pytest.raises(CheckpointError, match=message):
+        parse(None, data, json.dumps(table, separators=(",", ":")))
+
+
+PLAIN = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+LAST = '"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}'
+SPELLED = {
+    "comma before the end": (PLAIN + LAST + ",", "expected a string"),
+    "nothing after a comma": (PLAIN, "expected a string"),
+    "twice": (PLAIN + PLAIN + LAST, "duplicate key 'a'"),
+    "twice, the second with spaces": (PLAIN + PLAIN.replace(":", ": ") + LAST, "duplicate key 'a'"),
+    "metadata like a tensor": (
+        PLAIN.replace('"a"', '"__metadata__"') + LAST,
+        r"__metadata__\['shape'\] is not a text",
+    ),
+    "a shape that others have, too": (
+        PLAIN + LAST.replace("4,8", "4,12") + "," + PLAIN.replace("a", "c"),
+        r"'b' of F32 \[1\] needs 4 bytes, got data_offsets \[4, 12\]",
+    ),
+    "another size of a known shape": (
+        PLAIN + LAST.replace("4,8", "4,12") + ',"c":{}',
+        r"'b' of F32 \[1\] needs 4 bytes, got data_offsets \[4, 12\]",
+    ),
+    "a long name": (
+        PLAIN.replace("a", "a" * (MAX_NAME + 1), 1) + LAST,
+        f"has a name of over {MAX_NAME} characters",
+    ),
+    "a number of twenty digits": (PLAIN.replace("[0,", "[99999999999999999999,") + LAST, r"2\^64"),
+    "a leading zero": (PLAIN.replace("[0,", "[00,") + LAST, "not JSON"),
+    "a control character": (PLAIN.replace('"a"', '"a\x01"') + LAST, "control character"),
+}
+
+
+@pytest.mark.parametrize("case", SPELLED)
+def test_refuses_what_is_nearly_the_packages_spelling(case: str) -> None:
+    text, message = SPELLED[case]
+    with pytest.raises(CheckpointError, match=message):
+        parse(None, 8, "{" + text + "}")
+
+
+def test_spellings_may_be_mixed() -> None:
+    middle = '"b" : {"data_offsets":[4,8], "dtype":"F32","shape":[1]} , '
+    text = "{" + PLAIN + '"__metadata__":{"k":"v"},' + middle + PLAIN.replace('"a"', '"c"')
+    text = text.replace('"c":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},', "")
+    text += '"d\\u0061":{"dtype":"I8","shape":[2,2],"data_offsets":[8,12]} }'
+    header = parse(None, 12, text)
+    assert [tuple(entry) for entry in header.entries] == [
+        ("a", DTYPES["F32"], (1,), 0, 4),
+        ("b", DTYPES["F32"], (1,), 4, 8),
+        ("da", DTYPES["I8"], (2, 2), 8, 12),
+    ]
+    assert header.metadata == {"k": "v"}
+
+
+def test_more_shapes_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avops.disk.header._MAX_KINDS", 2)
+    table, at = {}, 0
+    for i in range(12):
+        size = 4 * (i % 5)
+        table[f"t{i}"] = tensor(at, at + size)
+        at += size
+    header = parse(None, at, json.dumps(table, separators=(",", ":")))
+    assert {e.name: tensor(e.begin, e.end) for e in header.entries} == table
+    assert all(entry.shape == ((entry.end - entry.begin) // 4,) for entry in header.entries)
 
 
 ONE = '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
@@ -248,11 +322,26 @@ def test_what_the_package_writes_we_accept(
     assert {n: (t.dtype.torch, list(t.shape)) for n, t in ours.items()} == tensors
 
 
+def test_as_many_texts_of_metadata_as_are_allowed() -> None:
+    texts = ",".join(f'"{n}":""' for n in range(MAX_METADATA))
+    found = parse_header(f'{{"__metadata__":{{{texts}}}}}'.encode(), 0, "file")
+    assert len(found.metadata) == MAX_METADATA
+    with pytest.raises(CheckpointError, match=f"__metadata__ has more than {MAX_METADATA} texts"):
+        parse_header(f'{{"__metadata__":{{{texts},"one more":""}}}}'.encode(), 0, "file")
+
+
+def test_a_name_may_be_as_long_as_is_allowed() -> None:
+    name = "n" * MAX_NAME
+    text = f'{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}'
+    assert parse_header(text.encode(), 1, "file").entries[0].name == name
+
+
 def test_encoded_headers_round_trip() -> None:
     shapes = [("é", DTYPES["BF16"], (3, 5)), ("b", DTYPES["F32"], ()), ("c", DTYPES["I64"], (0,))]
+    shapes += [("d", DTYPES["F4"], (3, 2)), ("e", DTYPES["U8"], (1,))]
     prefix, offsets = encode_header(shapes, {"k": "v"})
     assert len(prefix) % 4096 == 0
-    header = parse_header(prefix[8:], 34, "file")
+    header = parse_header(prefix[8:], 38, "file")
     assert [(e.name, e.dtype, e.shape) for e in header.entries] == shapes
     assert {e.name: header.data_start + e.begin for e in header.entries} == offsets
     assert header.metadata == {"k": "v"}

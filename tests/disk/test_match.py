@@ -242,6 +242,20 @@ def test_tensors_that_are_no_floats_must_fit_too(save: Save, tmp_path: Path) -> 
     for vector in (aligned, open_vector("x", adapter)):
         with pytest.raises(MismatchError, match=r"'model.ids' has shape \[4\], but .* has \[3\]"):
             check_vector(base, vector)
+    floats = open_vector("x", save("f.safetensors", {**BASE, "model.ids": ones(3)}))
+    with pytest.raises(MismatchError, match=r"'model.ids' is F32 \[3\], but .* it is I64 \[3\]"):
+        check_vector(base, floats)
+    lacking = {name: values for name, values in BASE.items() if name != "model.ids"}
+    with pytest.raises(MismatchError, match="lacks 1 tensors of the base .*'model.ids'"):
+        check_vector(base, open_vector("x", save("l.safetensors", lacking)))
+
+
+def test_quantised_vectors_are_refused_whatever_is_allowed(save: Save) -> None:
+    base = open_base(save("base.safetensors", BASE))
+    packed = {**BASE, "model.l.0.q.weight_scale": ones(6)}
+    vector = open_vector("x", save("p.safetensors", packed))
+    with pytest.raises(MismatchError, match="'model.l.0.q.weight_scale' is F32 .*: quantised"):
+        check_vector(base, vector, allow_extra=True)
 
 
 def test_one_vector_by_two_paths(save: Save, tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from avops.disk import RECIPE_NAME, Staging, open_checkpoint, write_checkpoint, write_file
+from avops.disk.publish import place
+from avops.disk.staging import check_space
 from avops.dtypes import F32
 from avops.errors import OutputError, WriteError
 
@@ -51,7 +55,7 @@ def test_files_get_ordinary_permissions(tmp_path: Path) -> None:
 
 
 def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
-    staging = Staging(tmp_path / "new/x.bin", directory=False)
+    staging = Staging(tmp_path / "new/er/x.bin", directory=False)
     with pytest.raises(RuntimeError), staging:
         staging.add("x.bin", b"data")
         raise RuntimeError
@@ -89,6 +93,18 @@ def test_a_directory_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
         staging.commit()
     assert os.listdir(target) == ["theirs"]
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_users_add_to_a_replaced_directory_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    publish_directory(target, {RECIPE_NAME: recipe("old.bin"), "old.bin": b"old"})
+    staging = Staging(target, directory=True, force=True)
+    staging.check(0)
+    with pytest.raises(OutputError, match="replaces only what avops wrote, and 'mine'"), staging:
+        staging.add("x.bin", b"new")
+        (target / "mine").write_bytes(b"mine")
+        staging.commit()
+    assert sorted(os.listdir(target)) == [RECIPE_NAME, "mine", "old.bin"]
 
 
 def recipe(*names: str) -> bytes:
@@ -199,6 +215,36 @@ def test_a_run_that_loses_the_race_changes_nothing(tmp_path: Path, first: str) -
     assert (tmp_path / first).read_bytes() == b"theirs"
 
 
+def test_what_another_run_published_meanwhile_is_kept_whole(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "x.bin", directory=False, companions=["x.json"])
+    staging.check(1)
+    with pytest.raises(OutputError, match=r"x.json: already exists"), staging:
+        staging.add("x.json", b"mine")
+        staging.add("x.bin", b"mine")
+        (tmp_path / "x.json").write_bytes(recipe("x.bin"))
+        (tmp_path / "x.bin").write_bytes(b"theirs")
+        staging.commit()
+    assert (tmp_path / "x.json").read_bytes() == recipe("x.bin")
+    assert (tmp_path / "x.bin").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_interrupt_right_after_the_rename_leaves_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    def interrupted(staged: Path, path: Path, *, force: bool) -> bool:
+        done = place(staged, path, force=force)
+        if path.name == "x.bin":
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr("avops.disk.staging.place", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_pair(tmp_path / "x.bin", b"new", plan_id="p", resume=resume)
+    assert (tmp_path / "x.bin").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["x.bin", "x.json"]
+
+
 def test_leftovers_of_killed_runs_are_found(tmp_path: Path) -> None:
     (tmp_path / ".x.bin.avops-partial-12-ab").mkdir()
     (tmp_path / ".y.bin.avops-partial-12-ab").mkdir()
@@ -240,6 +286,8 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
     (snapshot / RECIPE_NAME).write_bytes(recipe("base.bin"))
     with pytest.raises(OutputError, match="is or holds the input"):
         publish_directory(snapshot, {}, force=True, inputs=[snapshot / "base.bin"])
+    with pytest.raises(OutputError, match="is or holds the input"):
+        publish_directory(base.parent, {}, force=True, inputs=[snapshot / "base.bin"])
     assert base.read_bytes() == b"weights"
 
 
@@ -256,6 +304,20 @@ def test_too_large_for_the_disk(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "x.bin", directory=False)
     with pytest.raises(OutputError, match=r"needs 1,000,000,000,000,000,000 bytes, but .* free"):
         staging.check(10**18)
+
+
+def test_all_outputs_of_a_disk_must_fit_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what a killed run has there, in the space that users may take: 10 blocks of 10."""
+    disk = SimpleNamespace(f_bavail=10, f_bfree=12, f_frsize=10, f_bsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+
+    def outputs(*held: int) -> Any:
+        return [SimpleNamespace(target="x", holder=tmp_path, held=nbytes) for nbytes in held]
+
+    check_space(outputs(0, 0), 50)
+    check_space(outputs(20, 0), 60)
+    with pytest.raises(OutputError, match="x: needs 110 bytes with 1 more outputs, but .* has 100"):
+        check_space(outputs(0, 0), 55)
 
 
 def test_a_file_size_limit_midway(tmp_path: Path) -> None:
@@ -310,6 +372,22 @@ def test_a_failing_write_and_a_failing_flush(
             (tmp_path / "x.bin").unlink()
 
 
+def test_the_rename_is_flushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("avops.disk.staging.sync_directory", flushed.append)
+    publish(tmp_path / "deep/er/x.bin")
+    assert {tmp_path / "deep/er", tmp_path / "deep", tmp_path} <= set(flushed)
+
+    def fail(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("avops.disk.staging.sync_directory", fail)
+    with pytest.raises(WriteError, match=r"x.bin: is in place and whole, but flushing .* failed"):
+        publish(tmp_path / "x.bin")
+    assert (tmp_path / "x.bin").read_bytes() == b"new"
+
+
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
@@ -339,3 +417,37 @@ def test_write_checkpoint_is_read_by_the_package(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a: float64 array, expected <f4"):
         write_checkpoint(tmp_path / "y.safetensors", {"a": (F32, np.zeros(2))})
     assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_names_that_the_file_system_cannot_hold(tmp_path: Path, directory: bool) -> None:
+    """The staged output has a longer name; the longest that is accepted can be written."""
+    most = os.pathconf(tmp_path, "PC_NAME_MAX")
+
+    def staging(length: int) -> Staging:
+        return Staging(tmp_path / ("n" * length), directory=directory, companions=["c"])
+
+    fits = max(n for n in range(most + 1) if not _refused(staging(n)))
+    assert fits < most
+    with staging(fits) as writing:
+        writing.add("n" * fits if not directory else "file", b"")
+        writing.add("c", b"")
+        writing.commit()
+    with pytest.raises(OutputError, match=f"its name has {most} bytes, .* at most {fits}; choose"):
+        staging(most).check(0)
+    with pytest.raises(OutputError, match=f"has {most + 9} bytes, .* at most {fits}; choose"):
+        staging(most + 9).check(0)
+    deep = Staging(tmp_path / ("d" * (most + 1)) / "out", directory=directory)
+    with pytest.raises(OutputError, match=f"a directory's name has {most + 1} bytes, .* {most};"):
+        deep.check(0)
+    long = Staging(tmp_path / "out", directory=directory, companions=["c" * (most + 1)])
+    with pytest.raises(OutputError, match="files beside it have longer ones"):
+        long.check(0)
+
+
+def _refused(staging: Staging) -> bool:
+    try:
+        staging.check(0)
+    except OutputError as error:
+        return "its name has" in str(error)
+    return False

@@ -141,6 +141,8 @@ def test_a_missing_tokenizer(tmp_path: Path) -> None:
         (b'{"model": {"vocab": {"a": true}}}', "the id True"),
         (b'{"model": {"vocab": {"a": 1.5}}}', "the id 1.5"),
         (b'{"model": {"vocab": {"a": "1"}}}', "the id 1,"),
+        (b'{"model": {"vocab": {"a": [1]}}}', "the id [1]"),
+        (b'{"model": {"vocab": {"a": {"b": 1}}}}', "the id {'b': 1}"),
         (b'{"model": {"vocab": [["a", 0], "b"]}}', "vocab entry 1 is no"),
         (b'{"model": {"vocab": {}}, "added_tokens": 5}', "added_tokens is no list"),
         (b'{"model": {"vocab": {}}, "added_tokens": [5]}', "no object"),

@@ -59,6 +59,7 @@ def test_equal_checkpoints_in_any_sharding(
     assert report.tensors == 8
     # The sharded base has config, tokenizer and code beside it.
     assert not report.equal
+    assert not compare(single, sharded_family.base).equal
     assert report.files_only_a == ("config.json", "modeling_x.py", "tokenizer.json")
     assert compare(sharded_family.base, single / "model.safetensors").equal
     (single / "config.json").write_text("{}")
@@ -130,8 +131,12 @@ def test_ulp_of_one_dtype_counts_steps(tmp_path: Path, tag: str, dtype: str) -> 
     # 3 steps, 4, -0 to +0 and back, 10, and from the least negative to the least positive: 2.
     assert found.max_ulp == 10
     assert (found.differing, found.bits_only) == (4, 2)
+    ones = [((tag, bits[k : k + 1]), (tag, other[k : k + 1])) for k in range(6)]
+    assert [only(pair(tmp_path, *both)).max_ulp for both in ones] == [3, 4, 0, 0, 10, 2]
     one, two = np.array([1.0], np.float64), np.array([-1.0], np.float64)
     if tag == "F64":
+        near = only(pair(tmp_path, (tag, one), (tag, np.nextafter(one, 2))))
+        assert near.max_ulp == 1
         # From 1.0 over 0 to -1.0: twice the bits of 1.0, which float64 holds exactly.
         far = only(pair(tmp_path, (tag, one), (tag, two)))
         assert far.max_ulp == 2.0 * 0x3FF0000000000000
@@ -154,6 +159,17 @@ def test_two_dtypes(tmp_path: Path) -> None:
     assert zero.max_ulp == 1  # The least bfloat16 is 2^-133.
     half = only(pair(tmp_path, ("F16", np.float16([1])), ("BF16", bf16(np.float32([1.0078125])))))
     assert half.max_ulp == 1  # 2^-7 above 1.
+
+
+def test_blocks_of_two_dtypes(tmp_path: Path) -> None:
+    """As many elements a block as the wider one has room for."""
+    count = BLOCK // 2 + 5
+    short = bf16(np.random.default_rng(0).standard_normal(count).astype(np.float32))
+    wide = from_bf16(short).astype(np.float64)
+    wide[-1] += 1
+    for both in ((("F64", wide), ("BF16", short)), (("BF16", short), ("F64", wide))):
+        found = only(pair(tmp_path, *both))
+        assert (found.differing, found.elements) == (1, count)
 
 
 def expected_ulp(wide: np.ndarray, short: np.ndarray) -> float:
@@ -184,6 +200,10 @@ def test_nan_and_infinity(tmp_path: Path, tag: str) -> None:
     assert (found.max_abs, found.norm) == (0.5, 0.5)
     assert found.relative == 0.5 / math.sqrt(1 + 16)
     assert found.max_ulp == 2.0 ** ({"BF16": 7, "F16": 10, "F32": 23, "F64": 52}[tag] - 3)
+    for a_first, nonfinite in ((True, (0, 1)), (False, (1, 0))):
+        both = ((tag, one[:1]), (tag, two[6:7]))
+        alone = only(pair(tmp_path, *(both if a_first else both[::-1])))
+        assert (alone.nonfinite, alone.max_abs) == (nonfinite, 0)
 
 
 def bf16_any(values: np.ndarray) -> np.ndarray:

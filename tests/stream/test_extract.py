@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 
 from adapters import delta, family_adapter, wide
-from avops.disk import RECIPE_NAME, LowRank, check_vector, open_checkpoint, open_vector
+from avops.disk import (
+    RECIPE_NAME,
+    LowRank,
+    check_vector,
+    fingerprint,
+    open_base,
+    open_checkpoint,
+    open_vector,
+)
 from avops.dtypes import BF16, F32, DType
-from avops.errors import CheckpointError
+from avops.errors import CheckpointError, MismatchError, NonFiniteError
 from avops.stream import extract, plan_extract
 from bits import bf16
-from families import Family
+from families import Family, Save
 
 FLOATING = (
     "model.embed.weight",
@@ -66,6 +74,24 @@ def test_extract_from_shards(
 def test_extract_of_a_file(family: Family, tmp_path: Path) -> None:
     extract(plan_extract(str(family.base), str(family.two), tmp_path / "av.safetensors"))
     assert written(tmp_path / "av.safetensors") == expected(family, "two", F32)
+    vector = open_vector("x", tmp_path / "av.safetensors")
+    assert vector.base_fingerprint == fingerprint(open_base(str(family.base)))
+
+
+def test_checkpoints_that_do_not_fit_are_refused(save: Save, tmp_path: Path) -> None:
+    base = save("base.safetensors", {"w": np.zeros((4, 3), np.float32)})
+    aligned = save("aligned.safetensors", {"w": np.zeros((5, 3), np.float32)})
+    with pytest.raises(MismatchError, match=r"'w' has shape \[5, 3\], but .* has \[4, 3\]"):
+        plan_extract(str(base), str(aligned), tmp_path / "av.safetensors")
+
+
+def test_a_difference_that_is_infinite_is_refused(save: Save, tmp_path: Path) -> None:
+    base = save("base.safetensors", {"w": np.float32([1, -3e38])})
+    aligned = save("aligned.safetensors", {"w": np.float32([2, 3e38])})
+    plan = plan_extract(str(base), str(aligned), tmp_path / "av.safetensors")
+    with pytest.raises(NonFiniteError, match="'w'"):
+        extract(plan)
+    assert not (tmp_path / "av.safetensors").exists()
 
 
 def test_a_shard_without_floating_tensors_is_left_out(
