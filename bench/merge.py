@@ -1,7 +1,7 @@
 """Merging on disk as whole processes: avops, its floor, mergekit, torch loops and `cp`, in turn.
 
     python -m bench.merge [--mib 2048] [--runs 5] [--mergekit PYTHON] [--save]
-    python -m bench.merge --cold | --scale | --memory [GIB]
+    python -m bench.merge --cold | --scale | --memory [GIB] | --lora [N ...]
 
 Work: a sharded bf16 base of Mistral's shapes with three aligned checkpoints (random), λ -1, -1, .6.
 Every process starts from nothing, imports included. The floor (bench/floor) is a C++ program that
@@ -13,6 +13,7 @@ are counted.
 --cold      inputs evicted from the page cache before each run, and how fast the disk alone reads
 --scale     time against terms and sizes
 --memory    peak memory with a tensor of more than 2^31 elements, and with GIB of sparse files
+--lora      one adapter and three (or N), beside PEFT and a full merge (bench/lora.py)
 --save      writes its part of bench/results/merge.json
 """
 
@@ -30,7 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cache, compare, memory, models, peers, scale
+from bench import cache, compare, lora, memory, models, peers, scale
 from bench.floor import build, write_plan
 from bench.peers import Job, Row
 from bench.processes import Run, clear, launch, spread, summary
@@ -51,10 +52,16 @@ class Bench:
         self.runs: dict[str, list[Run]] = {row.key: [] for row in rows}
         self.differing: dict[str, compare.Difference] = {}
 
-    def make_truth(self) -> None:
-        row = peers.avops(self.job)
-        argv = [word.replace(str(self.job.out("avops")), str(self.truth)) for word in row.argv]
-        launch(argv, self.truth, self.job.scratch / "log.txt", {"AVOPS_BACKEND": "reference"})
+    def make_truth(self, key: str = "avops") -> None:
+        """The reference's output for the row of ours with that key."""
+        truth, job = self.truth_of(key), self.job
+        (row,) = [row for row in (*self.rows, peers.avops(job)) if row.key == key][:1]
+        argv = [word.replace(str(job.out(key)), str(truth)) for word in row.argv]
+        launch(argv, truth, job.scratch / "log.txt", {"AVOPS_BACKEND": "reference"})
+
+    def truth_of(self, key: str) -> Path:
+        """Rows of ours do the same job, but for the full merge beside adapters."""
+        return self.job.out(f"reference-{key}") if key == lora.FULL else self.truth
 
     def measure(self, runs: int, slow_runs: int) -> None:
         """Each row in turn, once for nothing (to load its libraries), then the runs that count."""
@@ -70,7 +77,7 @@ class Bench:
         self.prepare()
         run = launch(row.argv, out, self.job.scratch / "log.txt")
         if row.ours:
-            if not compare.same_bytes(out, self.truth):
+            if not compare.same_bytes(out, self.truth_of(row.key)):
                 raise SystemExit(f"{row.name}: its output is not the reference's: no figures")
         elif row.merges and row.key not in self.differing:
             self.differing[row.key] = compare.difference(out, self.truth)
@@ -204,7 +211,7 @@ def save(part: str, figures: Any, mergekit: str | None) -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-PARTS = ("warm", "cold", "scale", "memory")
+PARTS = ("warm", "cold", "scale", "memory", "lora")
 
 
 def arguments() -> argparse.Namespace:
@@ -220,6 +227,7 @@ def arguments() -> argparse.Namespace:
     kind.add_argument("--cold", action="store_true")
     kind.add_argument("--scale", action="store_true")
     kind.add_argument("--memory", type=int, nargs="?", const=0, metavar="GIB")
+    kind.add_argument("--lora", type=int, nargs="*", metavar="N")
     return parser.parse_args()
 
 
@@ -231,6 +239,10 @@ def main() -> None:
         directory = Path(os.path.realpath(name))
         if args.memory is not None:
             part, figures = "memory", memory.measure(directory, args.memory)
+        elif args.lora is not None:
+            counts = args.lora or (1, 3)
+            figures = lora.measure(directory, args.mib, args.runs, counts, SLOW_RUNS)
+            part = "lora"
         elif args.scale:
             part, figures = "scale", scale.measure(directory, args.runs)
         else:

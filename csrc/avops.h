@@ -4,8 +4,7 @@
  * Callers have checked everything (avops/kernels/operands.py): dtypes are members of avops_dtype,
  * all arrays hold n elements, and an output is exactly the base's memory with the base's dtype, or
  * overlaps no input. Results do not depend on `threads`, nor on the caller's floating-point mode.
- * No operation throws, allocates in proportion to n, or touches Python. Only avops_combine_files
- * reads files.
+ * No operation throws, allocates in proportion to n, touches Python, or reads files.
  */
 #ifndef AVOPS_H
 #define AVOPS_H
@@ -13,7 +12,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a signature or struct here; avops/kernels/extension.py holds its twin. */
-#define AVOPS_ABI 8
+#define AVOPS_ABI 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -64,26 +63,6 @@ typedef struct {
 avops_combine_counts avops_combine(avops_input base, const avops_term *terms, int64_t term_count,
                                    avops_output out, int64_t n, avops_rounding rounding,
                                    int32_t threads);
-
-/* A range of a file's elements, from the byte `offset` on. */
-typedef struct {
-    int32_t fd;
-    int32_t dtype;
-    int64_t offset;
-} avops_file_input;
-
-typedef struct {
-    avops_file_input values;
-    float lam;
-    int32_t aligned;
-} avops_file_term;
-
-/* avops_combine with inputs read from files, piece by piece, through `scratch`, which
- * begins at a page. Returns 1, or 0 when
- * a read failed or came short (or scratch is too small), and out holds nothing to rely on. */
-int32_t avops_combine_files(avops_file_input base, const avops_file_term *terms, int64_t term_count,
-                            avops_output out, int64_t n, avops_rounding rounding, void *scratch,
-                            int64_t scratch_size, avops_combine_counts *counts);
 
 /* out = RNE(f32(aligned) - f32(base)). Contract: avops/kernels/diff. */
 avops_diff_counts avops_diff(avops_input base, avops_input aligned, avops_output out, int64_t n,

@@ -60,4 +60,7 @@ struct Combine {
     avops_rounding rounding;
 };
 
+// Its first n elements, on the calling thread, whose floating-point mode is the default one.
+avops_combine_counts combine_part(const Combine &job, int64_t n);
+
 }  // namespace avops

@@ -193,6 +193,12 @@ avops_combine_counts combine_range(const Combine &job, int64_t first, int64_t la
 
 }  // namespace
 
+namespace avops {
+
+avops_combine_counts combine_part(const Combine &job, int64_t n) { return combine_range(job, 0, n); }
+
+}  // namespace avops
+
 avops_combine_counts avops_combine(avops_input base, const avops_term *terms, int64_t term_count,
                                    avops_output out, int64_t n, avops_rounding rounding,
                                    int32_t threads) {

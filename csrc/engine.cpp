@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 
 #include <chrono>
+#include <tuple>
+#include <utility>
 
 namespace avops {
 
@@ -18,32 +20,45 @@ constexpr long kCachestat = 451;
 
 }  // namespace
 
-Engine::Engine(EnginePlan plan) : plan_(std::move(plan)) {
+Engine::Engine(EnginePlan plan) : plan_(std::move(plan)), factors_(plan_) {
     for (EngineInput &input : plan_.inputs) own(input.fd), own(input.direct);
-    for (EngineOutput &output : plan_.outputs) own(output.fd), own(output.direct);
+    for (EngineTarget &target : plan_.targets) own(target.fd), own(target.direct);
     for (size_t i = 0; i < plan_.inputs.size(); ++i) {
         EngineInput &input = plan_.inputs[i];
         const size_t regions = static_cast<size_t>(input.size / kRegion + 1);
         input.regions = std::make_unique<std::atomic<int8_t>[]>(regions);
         for (size_t r = 0; r < regions; ++r) input.regions[r] = 0;
     }
-    auto done = plan_.done.begin();
-    for (size_t i = 0; i < plan_.outputs.size(); ++i) {
-        const int32_t number = static_cast<int32_t>(i);
-        const int64_t size = plan_.outputs[i].size, rest = size % plan_.block;
-        // A short last block has another digest: it is left to the caller.
-        const int64_t blocks = size / plan_.block + (rest >= kDigestFrom ? 1 : 0);
-        for (int64_t block = 0, last = 0; block < blocks; block = last) {
-            if (done != plan_.done.end() && *done == std::make_pair(number, block)) {
-                ++done, last = block + 1;
+    size_t done = 0;
+    for (size_t i = 0; i < plan_.outputs.size(); ++i) cut(static_cast<int32_t>(i), &done);
+}
+
+// The windows of an output: blocks side by side that lack the same candidates.
+void Engine::cut(int32_t number, size_t *done) {
+    const int64_t size = plan_.outputs[static_cast<size_t>(number)].size;
+    // A short last block has another digest: it is left to the caller.
+    const int64_t blocks = size / plan_.block + (size % plan_.block >= kDigestFrom ? 1 : 0);
+    const size_t before = windows_.size();
+    std::vector<int32_t> wanted;
+    for (int64_t block = 0; block < blocks; ++block) {
+        wanted.clear();
+        for (int32_t candidate = 0; candidate < plan_.candidates; ++candidate)
+            if (*done < plan_.done.size() && plan_.done[*done] == std::make_tuple(number, block, candidate))
+                ++*done;
+            else wanted.push_back(candidate);
+        if (wanted.empty()) continue;
+        if (wanted_.empty() || wanted_.back() != wanted) wanted_.push_back(wanted);
+        if (windows_.size() > before) {
+            Window &last = windows_.back();
+            if (last.block + last.count == block && last.wanted + 1 == wanted_.size() &&
+                last.count < plan_.together) {
+                ++last.count;
                 continue;
             }
-            last = std::min(block + plan_.together, blocks);
-            if (done != plan_.done.end() && done->first == number) last = std::min(last, done->second);
-            windows_.push_back({number, block, last - block});
         }
-        while (done != plan_.done.end() && done->first <= number) ++done;
+        windows_.push_back({number, block, 1, wanted_.size() - 1});
     }
+    while (*done < plan_.done.size() && std::get<0>(plan_.done[*done]) <= number) ++*done;
 }
 
 void Engine::own(int &fd) {

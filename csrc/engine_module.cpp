@@ -18,7 +18,7 @@ class Reader {
   public:
     Reader(PyObject *tuple, const char *what)
         : tuple_(tuple), size_(PyTuple_Check(tuple) ? PyTuple_Size(tuple) : -1) {
-        if (size_ < 0) PyErr_Format(PyExc_TypeError, "%s must be a tuple", what);
+        if (size_ < 0 && !PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "%s must be a tuple", what);
     }
     Py_ssize_t size() const { return size_ < 0 ? 0 : size_; }
     bool more() const { return at_ < size_ && !PyErr_Occurred(); }
@@ -59,13 +59,45 @@ EngineInput read_input(PyObject *tuple) {
 EngineOutput read_output(PyObject *tuple) {
     Reader from(tuple, "an output");
     EngineOutput output;
-    output.fd = from.small(), output.direct = from.small(), output.size = from.integer();
+    output.size = from.integer();
     PyObject *prefix = from.next();
     char *data;
     Py_ssize_t size;
     if (!PyErr_Occurred() && PyBytes_AsStringAndSize(prefix, &data, &size) == 0)
         output.prefix.assign(data, static_cast<size_t>(size));
     return output;
+}
+
+EngineRange read_range_in(Reader &from, const char *what) {
+    Reader range(from.next(), what);
+    return read_range(range);
+}
+
+// (a, b, rank, inner, outer, scale, transposed)
+EngineFactors read_factors(PyObject *tuple) {
+    Reader from(tuple, "factors");
+    EngineFactors factors;
+    factors.a = read_range_in(from, "a factor"), factors.b = read_range_in(from, "a factor");
+    factors.rank = from.integer(), factors.inner = from.integer(), factors.outer = from.integer();
+    factors.scale = from.real(), factors.transposed = from.small();
+    return factors;
+}
+
+// (values or the factors' number, lams, aligned)
+EngineTerm read_term(PyObject *tuple) {
+    Reader from(tuple, "a term");
+    EngineTerm term;
+    PyObject *values = from.next();
+    if (!PyErr_Occurred() && PyLong_Check(values)) {
+        term.factors = static_cast<int32_t>(PyLong_AsLong(values));
+        if (term.factors < 0 && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "factors have a negative number");
+    } else {
+        Reader range(values, "a range");
+        term.values = read_range(range);
+    }
+    for (Reader lams(from.next(), "lams"); lams.more();) term.lams.push_back(lams.real());
+    term.aligned = from.small();
+    return term;
 }
 
 // (output, offset, count, operation, dtype, first, key or None, base, terms)
@@ -80,42 +112,67 @@ EngineSegment read_segment(PyObject *tuple, int64_t number) {
         segment.rounding.dither = 1;
         segment.rounding.key = PyLong_AsUnsignedLongLong(key);
     }
-    Reader base(from.next(), "a base");
-    segment.base = read_range(base);
-    for (Reader terms(from.next(), "terms"); terms.more();) {
-        Reader one(terms.next(), "a term");
-        Reader values(one.next(), "a range");
-        EngineTerm term;
-        term.values = read_range(values);
-        term.lam = one.real(), term.aligned = one.small();
-        segment.terms.push_back(term);
-    }
+    segment.base = read_range_in(from, "a base");
+    for (Reader terms(from.next(), "terms"); terms.more();) segment.terms.push_back(read_term(terms.next()));
     return segment;
 }
 
+bool known(int32_t dtype) { return dtype >= AVOPS_F32 && dtype <= AVOPS_BF16; }
+
+// Whether `count` elements of `size` bytes are in their file.
+bool fits(const EnginePlan &plan, const EngineRange &range, int64_t count, int64_t size) {
+    if (range.input < 0 || range.input >= static_cast<int32_t>(plan.inputs.size()) || range.offset < 0) return false;
+    return count <= (plan.inputs[static_cast<size_t>(range.input)].size - range.offset) / size;
+}
+
+bool fits(const EnginePlan &plan, const EngineRange &range, int64_t count) {
+    return known(range.dtype) && fits(plan, range, count, range.dtype == AVOPS_F32 ? 4 : 2);
+}
+
+// Whether rows * columns of that many elements are `count` at most; neither is more than a file has.
+bool holds(const EnginePlan &plan, const EngineFactors &factors) {
+    constexpr int64_t most = int64_t{1} << 31;
+    if (factors.rank < 1 || factors.rank > most || factors.inner < 1 || factors.inner > most ||
+        factors.outer < 1 || factors.outer > most)
+        return false;
+    return fits(plan, factors.a, factors.rank * factors.inner) && fits(plan, factors.b, factors.rank * factors.outer);
+}
+
+bool sound(const EnginePlan &plan, const EngineSegment &segment, const EngineTerm &term, int64_t *columns) {
+    if (term.lams.size() != static_cast<size_t>(plan.candidates)) return false;
+    if (!term.low_rank()) return fits(plan, term.values, segment.count);
+    if (term.factors >= static_cast<int32_t>(plan.factors.size()) || term.aligned) return false;
+    const EngineFactors &factors = plan.factors[static_cast<size_t>(term.factors)];
+    // Of one segment all have the same columns.
+    if (*columns != 0 && *columns != factors.columns()) return false;
+    *columns = factors.columns();
+    return segment.count <= factors.rows() * factors.columns() - segment.first &&
+           (segment.operation == kCombine || segment.operation == kDelta);
+}
+
+bool sound(const EnginePlan &plan, const EngineSegment &segment) {
+    const int32_t operation = segment.operation;
+    if (segment.output < 0 || segment.output >= static_cast<int32_t>(plan.outputs.size())) return false;
+    if (segment.count <= 0 || segment.offset < 0 || segment.first < 0) return false;
+    if (operation < kCombine || operation > kDelta) return false;
+    if ((operation == kDiff || operation == kDelta) && segment.terms.size() != 1) return false;
+    if (operation == kCopy ? !segment.terms.empty() || !fits(plan, segment.base, segment.count, 1)
+                           : !known(segment.dtype))
+        return false;
+    if ((operation == kCombine || operation == kDiff) && !fits(plan, segment.base, segment.count)) return false;
+    int64_t columns = 0;
+    for (const EngineTerm &term : segment.terms)
+        if (!sound(plan, segment, term, &columns)) return false;
+    return segment.end() <= plan.outputs[static_cast<size_t>(segment.output)].size;
+}
+
 bool in_order(const EnginePlan &plan) {
-    const auto inputs = static_cast<int32_t>(plan.inputs.size());
-    const auto known = [](int32_t dtype) { return dtype >= AVOPS_F32 && dtype <= AVOPS_BF16; };
-    // Whether `count` elements are in their file, of a size that is known.
-    const auto fits = [&](const EngineRange &range, const EngineSegment &segment) {
-        if (range.input < 0 || range.input >= inputs || range.offset < 0) return false;
-        const bool copy = segment.operation == kCopy;
-        if (!copy && !known(range.dtype)) return false;
-        const int64_t size = copy ? 1 : range.dtype == AVOPS_F32 ? 4 : 2;
-        const int64_t room = plan.inputs[static_cast<size_t>(range.input)].size - range.offset;
-        return segment.count <= room / size;
-    };
+    if (plan.targets.size() != static_cast<size_t>(plan.candidates) * plan.outputs.size()) return false;
+    for (const EngineFactors &factors : plan.factors)
+        if (!holds(plan, factors)) return false;
     const EngineSegment *before = nullptr;
     for (const EngineSegment &segment : plan.segments) {
-        if (segment.output < 0 || segment.output >= static_cast<int32_t>(plan.outputs.size())) return false;
-        if (segment.count <= 0 || segment.offset < 0) return false;
-        if (segment.operation < kCombine || segment.operation > kDiff) return false;
-        if (segment.operation == kDiff && segment.terms.size() != 1) return false;
-        if (segment.operation != kCopy && !known(segment.dtype)) return false;
-        if (!fits(segment.base, segment)) return false;
-        if (segment.end() > plan.outputs[static_cast<size_t>(segment.output)].size) return false;
-        for (const EngineTerm &term : segment.terms)
-            if (!fits(term.values, segment)) return false;
+        if (!sound(plan, segment)) return false;
         if (before != nullptr && (before->output > segment.output ||
                                   (before->output == segment.output && before->end() > segment.offset)))
             return false;
@@ -125,26 +182,40 @@ bool in_order(const EnginePlan &plan) {
            plan.sample > 0 && plan.sample <= plan.stride;
 }
 
+// One tuple of descriptors for each candidate, in it one pair for each output.
+void read_targets(PyObject *tuple, EnginePlan &plan) {
+    for (Reader candidates(tuple, "targets"); candidates.more(); ++plan.candidates)
+        for (Reader one(candidates.next(), "a candidate's targets"); one.more();) {
+            Reader pair(one.next(), "a target");
+            EngineTarget target;
+            target.fd = pair.small(), target.direct = pair.small();
+            plan.targets.push_back(target);
+        }
+}
+
 EnginePlan read_plan(PyObject *const *args) {
     EnginePlan plan;
     for (Reader from(args[0], "inputs"); from.more();) plan.inputs.push_back(read_input(from.next()));
     for (Reader from(args[1], "outputs"); from.more();) plan.outputs.push_back(read_output(from.next()));
-    for (Reader from(args[2], "segments"); from.more();) {
+    read_targets(args[2], plan);
+    for (Reader from(args[3], "factors"); from.more();) plan.factors.push_back(read_factors(from.next()));
+    for (Reader from(args[4], "segments"); from.more();) {
         Reader pair(from.next(), "a numbered segment");
         const int64_t number = pair.integer();
         plan.segments.push_back(read_segment(pair.next(), number));
     }
-    for (Reader from(args[3], "done"); from.more();) {
+    for (Reader from(args[5], "done"); from.more();) {
         Reader one(from.next(), "a block");
         const int32_t output = one.small();
-        plan.done.emplace_back(output, one.integer());
+        const int64_t block = one.integer();
+        plan.done.emplace_back(output, block, one.small());
     }
-    plan.block = PyLong_AsLongLong(args[4]);
-    plan.together = PyLong_AsLongLong(args[5]);
-    plan.stride = PyLong_AsLongLong(args[6]);
-    plan.sample = PyLong_AsLongLong(args[7]);
-    plan.direct_from = PyLong_AsLongLong(args[8]);
-    plan.threads = static_cast<int>(PyLong_AsLong(args[9]));
+    plan.block = PyLong_AsLongLong(args[6]);
+    plan.together = PyLong_AsLongLong(args[7]);
+    plan.stride = PyLong_AsLongLong(args[8]);
+    plan.sample = PyLong_AsLongLong(args[9]);
+    plan.direct_from = PyLong_AsLongLong(args[10]);
+    plan.threads = static_cast<int>(PyLong_AsLong(args[11]));
     if (PyErr_Occurred()) return plan;
     if (!in_order(plan)) {
         PyErr_SetString(PyExc_ValueError, "the engine's plan is out of order");
@@ -200,7 +271,7 @@ PyObject *shown(const EngineBlock &block) {
         Py_XDECREF(nonfinite);
         return nullptr;
     }
-    return Py_BuildValue("(iLy#LLLLNN)", block.output, static_cast<long long>(block.number),
+    return Py_BuildValue("(iiLy#LLLLNN)", block.candidate, block.output, static_cast<long long>(block.number),
                          reinterpret_cast<const char *>(block.digest), Py_ssize_t{16},
                          static_cast<long long>(block.elements),
                          static_cast<long long>(block.counts.unchanged),
@@ -211,7 +282,7 @@ PyObject *shown(const EngineBlock &block) {
 }  // namespace
 
 PyObject *engine_start(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    if (!expect("engine_start", count, 10)) return nullptr;
+    if (!expect("engine_start", count, 12)) return nullptr;
     try {
         EnginePlan plan = read_plan(args);
         if (PyErr_Occurred()) return nullptr;

@@ -167,8 +167,8 @@ PyMethodDef methods[] = {
      "tree_attention(dtype, query, key, value, out, nodes, heads, group, size, window, scale, nodes, "
      "spans, threads); rows are (address, head, row)"},
     {"engine_start", method(engine_start), METH_FASTCALL,
-     "engine_start(inputs, outputs, segments, done, block, together, stride, sample, direct_from, "
-     "threads) -> engine, at work"},
+     "engine_start(inputs, outputs, targets, factors, segments, done, block, together, stride, sample, "
+     "direct_from, threads) -> engine, at work"},
     {"engine_poll", method(engine_poll), METH_FASTCALL,
      "engine_poll(engine, seconds) -> (blocks, ended, bytes read): what is written since the last call"},
     {"engine_stop", method(engine_stop), METH_FASTCALL,

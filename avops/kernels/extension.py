@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 # The twin of AVOPS_ABI in csrc/avops.h.
-ABI = 8
+ABI = 9
 
 _REBUILD = (
     "install g++ (or clang++) and build avops again: "

@@ -28,19 +28,19 @@ class FactorCache:
         self._limit = max(_KEPT, 2 * largest_factors(plan))
         self._lock = threading.Lock()
         self._found: OrderedDict[LowRankRange, Factors] = OrderedDict()
+        self._held = 0
 
     def get(self, where: LowRankRange) -> Factors:
         """The factors at ``where``; read by the first who asks, while the others wait."""
         with self._lock:
             if where not in self._found:
-                self._found[where] = self._load(where)
-                while len(self._found) > 1 and self._nbytes() > self._limit:
-                    self._found.popitem(last=False)
+                self._found[where] = made = self._load(where)
+                self._held += _nbytes(made)
+                while len(self._found) > 1 and self._held > self._limit:
+                    _, oldest = self._found.popitem(last=False)
+                    self._held -= _nbytes(oldest)
             self._found.move_to_end(where)
             return self._found[where]
-
-    def _nbytes(self) -> int:
-        return sum(item.left.nbytes + item.right.nbytes for item in self._found.values())
 
     def _load(self, where: LowRankRange) -> Factors:
         inner, outer = where.sizes
@@ -52,6 +52,10 @@ class FactorCache:
         raw = np.empty(count * where.dtype.size, np.uint8)
         self._sources[where.file].read_all(raw.data, where.offset)
         return Operand(raw.view(where.dtype.storage), where.dtype)
+
+
+def _nbytes(made: Factors) -> int:
+    return made.left.nbytes + made.right.nbytes
 
 
 def largest_factors(plan: Plan) -> int:

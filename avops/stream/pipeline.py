@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from avops.disk.digest import BLOCK, block_digest, root_digest
 from avops.disk.source import ALIGN, Source
 from avops.stream.counts import Counts
-from avops.stream.engine import SCRATCH, drive, serves
+from avops.stream.engine import Descriptors, drive, memory, serves
 from avops.stream.plan import LowRankRange, Plan, Segment, bytes_per_count
 from avops.stream.sink import StagingSink
 from avops.stream.windows import Window, windows
@@ -75,7 +75,7 @@ def run(
     try:
         job.drive(threads)
         if not job.finished:
-            _work_off(job, affordable(plan, threads)[0])
+            _work_off(job, affordable(plan, threads, native=False)[0])
         for source in job.sources:
             source.check()
     finally:
@@ -111,9 +111,10 @@ class _Job:
         self.stop = threading.Event()
         self._lock = threading.Condition()
         self._at_work = 0
-        self._driven: set[tuple[int, int]] = set()
+        # Candidate, output and block of what needs no Python any more.
+        self._driven: set[tuple[int, int, int]] = set()
         self._queue: Iterator[Window] = (
-            window for window in windows(plan) if (window.output, window.block) not in self._driven
+            window for window in windows(plan) if self._lacking(window)
         )
         self._total, self._done = plan.bytes_read, 0
         self._counts = [Counts() for _ in sinks]
@@ -146,56 +147,83 @@ class _Job:
 
     def drive(self, threads: int) -> None:
         """Have the native engine do what it can."""
-        sink = self.sinks[0]
-        if not isinstance(sink, StagingSink) or not serves(self.plan, BLOCK):
+        wanted = self._wanted()
+        targets: list[tuple[int, Descriptors]] = []
+        for candidate, sink in wanted:
+            if isinstance(sink, StagingSink):
+                targets.append((candidate, sink.descriptors))
+        if len(targets) < len(wanted) or not serves(self.plan, BLOCK):
             return
-        self._take_up(sink, threads)
+        for candidate, sink in wanted:
+            self._take_up(candidate, sink, threads)
         cached = all(source.begins_cached() for source in self.sources)
-        together = blocks_together(self.plan, cached=cached)
-        here = self._total * len(self._driven) // max(1, sum(map(len, self._digests[0])))
+        together = blocks_together(self.plan, cached=cached, native=True)
+        here = self._total * len(self._driven) // max(1, self._blocks)
         blocks = drive(
             self.plan,
             self.sources,
-            sink.descriptors,
-            done=sorted(self._driven),
+            targets,
+            done=self._driven,
             block=BLOCK,
             together=together,
-            threads=affordable(self.plan, threads, together)[0],
+            threads=affordable(self.plan, threads, together, native=True)[0],
             progress=lambda nbytes: self._reached(here + nbytes),
         )
         with _numpy_meanwhile(), contextlib.closing(blocks):
             for found in blocks:
-                sink.written(found.output, found.number, found.digest, found.counts)
-                self._record(0, found.output, found.number, found.digest, found.counts)
-                self._driven.add((found.output, found.number))
+                into = self.sinks[found.candidate]
+                assert isinstance(into, StagingSink)
+                into.written(found.output, found.number, found.digest, found.counts)
+                self._record(
+                    found.candidate, found.output, found.number, found.digest, found.counts
+                )
+                self._driven.add((found.candidate, found.output, found.number))
         if self.finished:
             self._reached(self._total)
 
-    def _take_up(self, sink: StagingSink, threads: int) -> None:
+    def _wanted(self) -> list[tuple[int, Sink]]:
+        return [(number, sink) for number, sink in enumerate(self.sinks) if sink is not None]
+
+    def _lacking(self, window: Window) -> list[tuple[int, Sink]]:
+        """The candidates whose ``window`` the engine has left."""
+        place = (window.output, window.block)
+        return [pair for pair in self._wanted() if (pair[0], *place) not in self._driven]
+
+    def _take_up(self, candidate: int, sink: Sink, threads: int) -> None:
         """Look which blocks of a killed run are whole."""
         if not sink.resumed:
             return
         with ThreadPoolExecutor(threads, thread_name_prefix="avops") as pool:
             try:
-                shares = pool.map(lambda first: self._whole(sink, first, threads), range(threads))
+                shares = pool.map(
+                    lambda first: self._whole(candidate, sink, first, threads), range(threads)
+                )
                 self._driven.update(*shares)
             except BaseException:
                 self.stop.set()
                 raise
 
-    def _whole(self, sink: StagingSink, first: int, step: int) -> set[tuple[int, int]]:
+    def _whole(
+        self, candidate: int, sink: Sink, first: int, step: int
+    ) -> set[tuple[int, int, int]]:
         """Of every ``step``-th block those that a killed run has written, and that are whole."""
         return {
-            (number, block)
+            (candidate, number, block)
             for number, output in enumerate(self.plan.outputs)
             for block in range(first, -(-output.size // BLOCK), step)
-            if not self.stop.is_set() and self._resume(0, sink, _block(number, block, output.size))
+            if not self.stop.is_set()
+            and self._resume(candidate, sink, _block(number, block, output.size))
         }
+
+    @property
+    def _blocks(self) -> int:
+        """Of all candidates that are written."""
+        return len(self._wanted()) * sum(map(len, self._digests[0]))
 
     @property
     def finished(self) -> bool:
         """Whether the engine has done everything."""
-        return len(self._driven) == sum(map(len, self._digests[0]))
+        return len(self._driven) == self._blocks
 
     def work(self, worker: Worker) -> None:
         """Windows, one after the other, until none is left."""
@@ -226,8 +254,8 @@ class _Job:
         """Carry out ``window`` where it is not done yet. Returns the bytes read."""
         wanted = [
             candidate
-            for candidate, sink in enumerate(self.sinks)
-            if sink is not None and not self._resume(candidate, sink, window)
+            for candidate, sink in self._lacking(window)
+            if not self._resume(candidate, sink, window)
         ]
         if not wanted:
             return sum(piece.count * bytes_per_count(piece.segment) for piece in window.pieces)
@@ -292,20 +320,30 @@ def _numpy_meanwhile() -> Iterator[None]:
         thread.join()
 
 
-def blocks_together(plan: Plan, *, cached: bool) -> int:
-    """Blocks that the engine reads and writes at once. cached: all inputs are in the page cache."""
-    fits = affordable(plan, 1, _COLD_BLOCKS)[1] <= _MEMORY
-    return _COLD_BLOCKS if fits and not cached else 1
+def blocks_together(plan: Plan, *, cached: bool, native: bool | None = None) -> int:
+    """Blocks that the engine reads and writes at once. cached: all inputs are in the page cache.
+
+    native: as for ``affordable``.
+    """
+    if cached or affordable(plan, 1, _COLD_BLOCKS, native=native)[1] > _MEMORY:
+        return 1
+    return _COLD_BLOCKS
 
 
-def affordable(plan: Plan, threads: int, together: int = 1) -> tuple[int, int]:
+def affordable(
+    plan: Plan, threads: int, together: int = 1, *, native: bool | None = None
+) -> tuple[int, int]:
     """``threads``, or fewer when their memory would be too much, and bytes of memory for each.
 
-    together: blocks that a thread has in memory at once.
+    together: blocks that the engine has in memory at once. native: whether it is the engine that
+    carries ``plan`` out; None: where it can.
     """
-    largest = max(map(_input_bytes, plan.segments), default=1.0)
-    # Each input begins and ends within pages.
-    each = int(together * BLOCK * (1 + largest)) + SCRATCH + 3 * ALIGN * (2 + plan.max_terms)
+    if serves(plan, BLOCK) if native is None else native:
+        each = int(memory(plan, together, BLOCK))
+    else:
+        largest = max(map(_input_bytes, plan.segments), default=1.0)
+        # Each input begins and ends within pages.
+        each = int(BLOCK * (1 + largest)) + 3 * ALIGN * (2 + plan.max_terms)
     each = -(-each // _LARGE_PAGE) * _LARGE_PAGE
     return max(1, min(threads, _MEMORY // each)), each
 

@@ -180,12 +180,13 @@ def test_keys_are_of_seed_and_name() -> None:
     assert all(0 <= key < 1 << 64 for key in keys)
     assert dither_key(0, "a") == dither_key(0, "a")
     # Fixed, so that outputs can be repeated with later versions.
+    assert dither_key(7, "model.norm.weight") == 0x81CB054EB2870A7F
     assert uniform(1, 2**32 - 1, 2).tolist() == [3394422021, 3780794508]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     one = Operand(np.zeros(1, np.float32), F32)
-    for key, start in ((-1, 0), (1 << 64, 0), (0, -1)):
+    for key, start in ((-1, 0), (1 << 64, 0), (0, -1), (0, 1 << 62)):
         with pytest.raises(ValueError, match="expected a key of 64 bits and a start from 0 to"):
             combine(one, (), Guarded(1, BF16).operand, rounding=Dither(key, start))
 

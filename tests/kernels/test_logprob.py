@@ -121,9 +121,10 @@ def test_a_late_maximum_takes_over(place: Place) -> None:
     assert abs(found - wanted) <= bound(np.float32([found]), 9000, roundings(place, 9000))[0]
 
 
-def test_rule_steps_are_those_of_models(place: Place) -> None:
-    """Scaling by a power of two is exact, so it must give the bits of scaled logits."""
-    logits, targets = Case(9, 1300).inputs()
+@pytest.mark.parametrize("fill", ["normal", "wide"])
+def test_rule_steps_are_those_of_models(fill: str, place: Place) -> None:
+    """Each step is rounded as torch rounds it; wide log-probs are as coarse as their logits."""
+    logits, targets = Case(9, 1300, fill).inputs()
     for rule, plain in (
         (LogitRule(multiply=0.25), logits * 0.25),
         (LogitRule(divide=8.0), logits / 8.0),

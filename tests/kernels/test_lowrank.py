@@ -127,6 +127,10 @@ def test_an_empty_part_touches_nothing() -> None:
 
 
 def test_the_tile_sizes_are_twins() -> None:
-    source = (Path(__file__).parents[2] / "csrc/lowrank.cpp").read_text(encoding="utf-8")
-    assert f"kColumns = {module.COLUMNS};" in source
-    assert f"kRows = {module.ROWS};" in source
+    source = "".join(
+        (Path(__file__).parents[2] / "csrc" / name).read_text(encoding="utf-8")
+        for name in ("lowrank.h", "lowrank.cpp")
+    )
+    assert f"kPanel = {module.COLUMNS};" in source
+    assert f"kRows = {module.ROWS}, kDepth = {module.DEPTH};" in source
+    assert f"kPackFrom = {module.PACKED};" in source

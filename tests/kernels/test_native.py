@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from avops.dtypes import BF16, COMPUTABLE, F16, F32
 from avops.kernels import (
@@ -26,6 +27,8 @@ from avops.kernels import (
     combine,
     diff,
     extension,
+    gram,
+    logprob,
     lowrank,
 )
 from avops.kernels.combine import cases as combine_cases
@@ -216,6 +219,7 @@ def test_rounding_mode_and_exception_flags_stay_the_callers() -> None:
     small = Operand(np.full(n, 2.0**-30, np.float32), F32)
     large = Operand(np.full(n, 3e38, np.float32), F32)
     out = Guarded(n, F32)
+    combine(base, [Term(small, 1.0, False)], out.operand, backend="native")  # imports raise flags
     libm.feclearexcept(all_flags)
     libm.fesetround(upward)
     try:
@@ -227,6 +231,58 @@ def test_rounding_mode_and_exception_flags_stay_the_callers() -> None:
     assert stats.unchanged == n
     combine(large, [Term(large, 4.0, False)], out.operand, backend="native")
     assert libm.fetestexcept(all_flags) == 0
+
+
+def in_bytes(operation: str, one: np.ndarray, two: np.ndarray) -> bytes:
+    """What native ``operation`` makes of two arrays of 999 numbers in float32."""
+    base, other, out = (Operand(array, F32) for array in (one, two, np.empty(999, np.float32)))
+    if operation == "diff":
+        diff(base, other, out, backend="native")
+    elif operation == "lowrank":
+        lowrank(Factors(one.reshape(111, 9), two.reshape(9, 111), 0.5), 0, out, backend="native")
+    elif operation == "gram":
+        return gram(base, [Term(other, 0.5, False)], other, backend="native").tobytes()
+    else:
+        import torch
+
+        logits, targets = torch.from_numpy(one).view(9, 111), torch.arange(9)
+        return logprob(logits, targets, backend="native").numpy().tobytes()
+    return out.array.tobytes()
+
+
+@native
+@x86
+@pytest.mark.parametrize("operation", ["diff", "lowrank", "gram", "logprob"])
+def test_results_do_not_depend_on_the_callers_rounding_mode(operation: str) -> None:
+    libm = ctypes.CDLL("libm.so.6")
+    upward = 0x800
+    # Nearly all results of random numbers round.
+    inputs = np.random.default_rng(0).standard_normal((2, 999)).astype(np.float32)
+    wanted = in_bytes(operation, *inputs)
+    libm.fesetround(upward)
+    try:
+        found = in_bytes(operation, *inputs)
+        assert libm.fegetround() == upward
+    finally:
+        libm.fesetround(0)
+    assert found == wanted
+
+
+@x86
+def test_the_digest_without_avx2_is_the_packages(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path / "digest.so"
+    source = str(CSRC / "digest.cpp")
+    subprocess.run([compiler, *FLAGS, "-DAVOPS_NO_CLONES", source, "-o", str(path)], check=True)
+    digest = ctypes.CDLL(str(path))["_ZN5avops6digestEPKhlPh"]
+    digest.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p)
+    data = np.random.default_rng(0).bytes(5000)
+    for length in (241, 256, 1024, 1025, 1088, 4096, 5000):
+        found = ctypes.create_string_buffer(16)
+        digest(data, length, found)
+        assert found.raw == xxhash.xxh3_128_digest(data[:length]), length
 
 
 @native

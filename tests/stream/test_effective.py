@@ -45,6 +45,11 @@ def test_gains_are_least_squares_in_any_order() -> None:
     assert gains(2, parts[::-1]) == found
 
 
+def test_sums_that_cancel_do_so_in_any_order() -> None:
+    parts = [Sums((0,), array("d", [1.0, part, 0.0])) for part in (1e17, 3.0, -1e17)]
+    assert all(gains(1, order) == (1.0,) for order in itertools.permutations(parts))
+
+
 def test_what_the_sample_cannot_tell() -> None:
     assert gains(2, []) == (None, None)
     rows = np.stack([np.zeros(9), np.ones(9), np.full(9, 0.5)])

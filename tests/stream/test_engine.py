@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xxhash
 
 from avops.disk import source
 from avops.disk.source import Source as File
@@ -203,6 +202,24 @@ def test_many_terms_take_less_at_once(recipe: Recipe, tmp_path: Path) -> None:
     assert pipeline.blocks_together(wide, cached=False) == 1
 
 
+def test_memory_does_not_grow_with_candidates(recipe: Recipe, tmp_path: Path) -> None:
+    plan = plan_merge(recipe, tmp_path / "out.safetensors").plan
+    big = max(plan.segments, key=lambda segment: segment.nbytes)
+    taken = []
+    for count in (1, 3, engine.GROUP, 500):
+        terms = [dataclasses.replace(t, lams=t.lams * count) for t in big.terms]
+        segment = dataclasses.replace(big, terms=tuple(terms))
+        many = dataclasses.replace(plan, segments=(segment,), candidates=count)
+        assert engine.serves(many, pipeline.BLOCK)
+        threads, each = pipeline.affordable(many, 16)
+        taken.append(threads * each)
+        # A window of each candidate of a group, and what it is made from.
+        assert each >= (min(count, engine.GROUP) + 3) << 20
+        assert threads >= 4
+    assert max(taken) <= 72 << 20
+    assert taken[-1] == taken[-2]
+
+
 def test_a_short_end_of_a_file_is_left_to_python(
     recipe: Recipe, tmp_path: Path, general: list[tuple[int, int]], blocks: Callable[[int], None]
 ) -> None:
@@ -337,101 +354,3 @@ def test_what_an_interrupt_left_is_taken_up(
     assert general == []
     count = -(-out.stat().st_size // 100_000)
     assert sorted(again) == sorted(set(range(count)) - set(written) | {written[2]})
-
-
-# ---- the native functions
-
-
-def test_the_digest_is_the_packages() -> None:
-    assert extension.NATIVE is not None
-    data = np.random.default_rng(0).bytes(1 << 20)
-    lengths = [*range(241, 2500), 4096, 65_535, 100_003, (1 << 20) - 1, 1 << 20]
-    for length in lengths:
-        part = data[-length:]
-        assert extension.NATIVE.digest(part) == xxhash.xxh3_128_digest(part), length
-    with pytest.raises(ValueError, match=r"digest\(\) of 240 bytes, expected 241 or more"):
-        extension.NATIVE.digest(data[:240])
-
-
-SEGMENT = (0, 8, 100, 0, 0, 0, None, (0, 0, 0), (((0, 400, 0), 0.5, False),))
-
-
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "segments", "error"),
-    [
-        ([], (), (), TypeError),
-        ((), ((1, -1, 10),), (), TypeError),
-        ((), ((1, -1, 10, "text"),), (), TypeError),
-        ((), ((1, -1, 10, b""),), ((0, (0, 0)),), TypeError),
-        # More than the input has, of no known dtype.
-        (((0, -1, 799),), ((1, -1, 1000, b""),), ((0, SEGMENT),), ValueError),
-        (
-            ((0, -1, 800),),
-            ((1, -1, 1000, b""),),
-            ((0, (*SEGMENT[:7], (0, 0, -1), ())),),
-            ValueError,
-        ),
-        # No such input, no such output, beyond the file, one over the other, an unknown operation.
-        ((), ((1, -1, 1000, b""),), ((0, SEGMENT),), ValueError),
-        (((0, -1, 800),), (), ((0, SEGMENT),), ValueError),
-        (((0, -1, 800),), ((1, -1, 407, b""),), ((0, SEGMENT),), ValueError),
-        (((0, -1, 800),), ((1, -1, 1000, b""),), ((0, SEGMENT), (1, SEGMENT)), ValueError),
-        (
-            ((0, -1, 800),),
-            ((1, -1, 1000, b""),),
-            ((0, (*SEGMENT[:3], 3, *SEGMENT[4:])),),
-            ValueError,
-        ),
-    ],
-)
-def test_a_plan_that_makes_no_sense_is_refused(
-    inputs: Any, outputs: Any, segments: Any, error: type[Exception]
-) -> None:
-    assert extension.NATIVE is not None
-    numbers = (1 << 20, 1, 1 << 21, 1 << 12, 1 << 16, 1)
-    with pytest.raises(error):
-        extension.NATIVE.engine_start(inputs, outputs, segments, (), *numbers)
-
-
-def test_the_descriptors_are_its_own(tmp_path: Path) -> None:
-    """The caller's may be closed meanwhile, and their numbers belong to other files."""
-    assert extension.NATIVE is not None
-    data = np.random.default_rng(0).bytes(3_000_000)
-    (tmp_path / "in").write_bytes(data)
-    (tmp_path / "out").write_bytes(bytes(len(data)))
-    (tmp_path / "other").write_bytes(b"other")
-    here = len(os.listdir("/proc/self/fd"))
-    given = [os.open(tmp_path / "in", os.O_RDONLY), os.open(tmp_path / "out", os.O_RDWR)]
-    segment = (0, 0, len(data), 1, -1, 0, None, (0, 0, -1), ())
-    started = extension.NATIVE.engine_start(
-        ((given[0], -1, len(data)),),
-        ((given[1], -1, len(data), b""),),
-        ((0, segment),),
-        (),
-        *(10_000, 1, 1 << 21, 1 << 12, 1 << 16, 2),
-    )
-    for fd in given:
-        os.dup2(os.open(tmp_path / "other", os.O_RDWR), fd)
-    ended = False
-    while not ended:
-        _, ended, _ = extension.NATIVE.engine_poll(started, 1.0)
-    extension.NATIVE.engine_stop(started)
-    assert (tmp_path / "out").read_bytes() == data
-    assert (tmp_path / "other").read_bytes() == b"other"
-    assert len(os.listdir("/proc/self/fd")) == here + 4
-    os.closerange(min(given), max(given) + 3)
-
-
-def test_numbers_out_of_range_are_refused() -> None:
-    assert extension.NATIVE is not None
-    good = (1 << 20, 1, 1 << 21, 1 << 12, 1 << 16, 1)
-    for place, bad in ((0, 240), (1, 0), (2, 0), (3, 0), (3, (1 << 21) + 1), (5, 0)):
-        numbers = [bad if i == place else number for i, number in enumerate(good)]
-        with pytest.raises(ValueError, match="out of order"):
-            extension.NATIVE.engine_start((), (), (), (), *numbers)
-    idle = extension.NATIVE.engine_start((), (), (), (), *good)
-    assert extension.NATIVE.engine_poll(idle, 10.0) == ([], True, 0)
-    extension.NATIVE.engine_stop(idle)
-    extension.NATIVE.engine_stop(idle)
-    with pytest.raises(ValueError, match="PyCapsule"):
-        extension.NATIVE.engine_poll(object(), 0.0)

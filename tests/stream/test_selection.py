@@ -15,7 +15,7 @@ from avops.disk.source import Source as File
 from avops.dtypes import F16
 from avops.errors import MismatchError, OutputError, RecipeError
 from avops.recipe import Recipe, Source, Term, apply_rules, parse_lam, parse_skip, parse_where
-from avops.stream import MergeOptions, merge, plan_merge, plan_merges
+from avops.stream import MergeOptions, merge, pipeline, plan_merge, plan_merges
 from bits import bf16
 from families import Family, Save
 
@@ -66,6 +66,15 @@ def test_a_rule_that_matches_nothing_is_an_error(family: Family, tmp_path: Path)
         plan_merge(Recipe(str(family.base), terms), tmp_path / "out.safetensors")
 
 
+def test_a_rule_on_integers_is_an_error(save: Save, tmp_path: Path) -> None:
+    """Nothing is added to them, so the rule would do nothing."""
+    tensors = {"w": np.ones(3, np.float32), "ids": np.arange(3)}
+    base, one = save("base.safetensors", tensors), save("one.safetensors", tensors)
+    terms = apply_rules((term(one, "1"),), [parse_where("ids=0.5")])
+    with pytest.raises(RecipeError, match=r"ids=0.5: the pattern matches none of the 1 floating"):
+        plan_merge(Recipe(str(base), terms), tmp_path / "out.safetensors")
+
+
 def test_a_tensor_skipped_by_all_is_copied(family: Family, tmp_path: Path) -> None:
     """Copied, not computed: a NaN in it stays as it is, and is no error."""
     terms = apply_rules((term(family.one, "1"),), [(None, parse_skip("model.layers.0.w"))])
@@ -106,6 +115,7 @@ def test_outputs_of_one_read_equal_single_merges(
     outs = [Path(f"{tmp_path}/many{i}{suffix}") for i in range(4)]
     with monkeypatch.context() as patch:
         patch.setattr(File, "read", counting)
+        patch.setattr(pipeline, "serves", lambda plan, block: False)
         report = merge(plan_merges(list(zip(recipes, outs, strict=True)), options))
     assert sum(read) == report.bytes_read
     for i, recipe in enumerate(recipes):
@@ -209,6 +219,13 @@ def test_other_tokens_are_refused(model: Vocab, tmp_path: Path) -> None:
         plan_merge(plan, tmp_path / "out", MergeOptions(vocab="base"))
 
 
+def test_tokens_beyond_the_shared_rows_may_differ(model: Vocab, tmp_path: Path) -> None:
+    base = model("base", 12, vocabulary(12))
+    aligned = model("aligned", 10, {**vocabulary(10), "other": 10})
+    plan = Recipe(str(base), (term(aligned, "1"),))
+    plan_merge(plan, tmp_path / "out", MergeOptions(vocab="base"))
+
+
 def test_rows_that_are_no_tokens_are_refused(model: Vocab, save: Save, tmp_path: Path) -> None:
     base = model("base", 10, vocabulary(10))
     aligned = model("aligned", 10, vocabulary(10))
@@ -218,5 +235,7 @@ def test_rows_that_are_no_tokens_are_refused(model: Vocab, save: Save, tmp_path:
     }
     save("aligned/model.safetensors", {**tensors, "model.w": np.zeros((6, 8), np.uint16)})
     recipe = Recipe(str(base), (term(aligned, "1"),))
-    with pytest.raises(MismatchError, match=r"'model.w' has shape \[6, 8\].*rows are no tokens"):
-        plan_merge(recipe, tmp_path / "out", MergeOptions(vocab="base"))
+    for size in (10, 3):  # more rows than tokens are no tokens, either
+        (base / "config.json").write_text(json.dumps({"vocab_size": size}))
+        with pytest.raises(MismatchError, match=r"'model.w' has shape \[6, 8\].*rows are no tok"):
+            plan_merge(recipe, tmp_path / "out", MergeOptions(vocab="base"))

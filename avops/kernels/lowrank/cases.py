@@ -12,8 +12,9 @@ from avops.dtypes import BF16, COMPUTABLE, F32, DType
 from avops.kernels.lowrank import Factors, factors
 from avops.kernels.samples import sample
 
-# The native kernel's tile.
-ROWS, COLUMNS = 4, 64
+# The native kernel's tile, the longest sum that it takes at once, and the rows from which on it
+# copies the right factor.
+ROWS, COLUMNS, DEPTH, PACKED = 4, 64, 64, 8
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,16 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Sizes around the tile, whole and cut anywhere; every mix of element types."""
+    """Sizes around the tile, whole and cut anywhere; long sums; every mix of element types."""
     sizes = itertools.product((1, ROWS - 1, ROWS, 2 * ROWS + 1), (1, COLUMNS - 1, COLUMNS, 131))
     for (rows, columns), rank in itertools.product(sizes, (1, 2, 17)):
         size = rows * columns
         cuts = {(0, size), (0, 0), (size // 3, size // 2), (size - 1, 1), (1, size - 1)}
         for start, n in sorted(cuts):
             yield Case(rows, columns, rank, start, n)
+    for rank, rows in itertools.product((DEPTH - 1, DEPTH, DEPTH + 1, 2 * DEPTH + 3), (1, PACKED)):
+        for columns in (7, 2 * COLUMNS + 40):
+            yield Case(rows + 3, columns, rank, 5, (rows + 1) * columns)
     for a, b, transposed in itertools.product(COMPUTABLE, COMPUTABLE, (False, True)):
         for fill in ("weights", "bits"):
             yield Case(9, 150, 3, 100, 1001, a, b, transposed, fill)
