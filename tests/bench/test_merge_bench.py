@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 
-from bench import cache, compare, floor, models, peers
+from bench import cache, compare, floor, lora, models, peers
 from bench.merge import Bench
 from bench.peers import Job, Row
 from bench.processes import launch
@@ -174,3 +174,26 @@ def test_a_run_is_measured(job: Job) -> None:
     assert run.rss > 64
     assert 0 < run.cpu < 5
     assert run.flushed == run.wall + run.flush > run.wall
+
+
+def test_adapters_are_merged_as_by_peft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    # The least that has four heads, one of keys, as Mistral needs.
+    model = models.Model(hidden=512, layers=1, vocab=700)
+    monkeypatch.setattr(models.Model, "of", classmethod(lambda cls, mib: model))
+    (case,) = lora.measure(tmp_path, 1, 1, [1], 1)["cases"]
+    # Outputs of ours are held to the reference's bytes, or there are no figures.
+    assert [len(runs["wall_s"]) for runs in case["rows"].values()] == [1, 1, 1, 1]
+    (difference,) = case["differing"].values()
+    # Sums of 16 products in another order, in float32: bf16 seldom sees it.
+    assert difference["differing"] < model.nbytes / 2 * 1e-3
+    assert "1 adapter of rank 16" in capsys.readouterr().out
+
+
+def test_an_adapter_changes_every_linear_layer(tmp_path: Path) -> None:
+    made = stored(lora.make(tmp_path / "adapter", MODEL, 0))
+    linear = [name for name, _ in MODEL.tensors() if "_proj." in name]
+    assert len(made) == 2 * len(linear)
+    assert all(value.any() for value in made.values())
