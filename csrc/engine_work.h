@@ -32,6 +32,11 @@ class EngineWorker {
         blocks_.assign(wanted_->size() * static_cast<size_t>(window.count), EngineBlock());
         bytes_read_ = 0;
         for (first_ = 0; first_ < wanted_->size(); first_ = last_) {
+            // Many candidates take long: what is finished is reported, the others are left.
+            if (first_ > 0 && engine_.stop_) {
+                blocks_.resize(first_ * static_cast<size_t>(window.count));
+                break;
+            }
             last_ = std::min(first_ + static_cast<size_t>(kGroup), wanted_->size());
             if (!fill(output)) return false;
             for (size_t i = first_; i < last_; ++i)

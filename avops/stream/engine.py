@@ -27,7 +27,7 @@ from avops.stream.plan import (
     bytes_per_count,
 )
 
-# In the order of EngineOperation in csrc/engine.h.
+# In the order of EngineOperation in csrc/engine_plan.h.
 _OPERATIONS = ("combine", "copy", "diff", "delta")
 # Bytes of a thread for pieces of cached inputs, as in csrc/engine_work.h; for low-rank differences
 # of all terms, and of each of many, as in csrc/engine_piece.h.
@@ -79,7 +79,7 @@ def _serves(segment: Segment) -> bool:
         segment.operation in _OPERATIONS
         and segment.dtype.computable
         and all(value.dtype.computable for value in stored)
-        and len({value.sizes[not value.transposed] for value in low_rank} | {0}) <= 2
+        and len({value.sizes[value.transposed] for value in low_rank} | {0}) <= 2
     )
 
 

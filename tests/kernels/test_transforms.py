@@ -298,6 +298,24 @@ def test_truncate_of_larger_ones(shape: tuple[int, int], spectrum: str, rank: in
         assert np.all(np.diff(lengths) <= 2.0**-22 * lengths[0])
 
 
+HARD = {
+    "one far above a slow decay": np.r_[1, np.geomspace(0.01, 0.005, 39), np.full(260, 1e-4)],
+    "fourth powers": np.arange(1.0, 301.0) ** -4,
+    "three heights": np.r_[1, np.full(8, 0.3), np.geomspace(1e-3, 5e-4, 100), np.full(191, 1e-4)],
+}
+
+
+@pytest.mark.parametrize("spectrum", HARD)
+def test_truncate_where_float32_hides_the_small_ones(spectrum: str) -> None:
+    delta = _of_singular_values((300, 300), HARD[spectrum])
+    found = truncate(delta, 16)
+    sizes = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+    lost = np.linalg.norm(delta - found.left.astype(np.float64) @ found.right)
+    # 2^-24 of the norm, as promised, and the rounding of the factors, most of it of the first one.
+    bound = np.linalg.norm(sizes[16:]) + (2.0**-24 + 2.0**-23) * np.linalg.norm(sizes)
+    assert lost <= bound
+
+
 @pytest.mark.parametrize("size", [1e-40, 1e37])
 def test_truncate_of_any_size(size: float) -> None:
     delta = (DRAWS["normal"](240 * 300).reshape(240, 300) * 0.1 * size).astype(np.float32)

@@ -247,6 +247,29 @@ def test_any_number_of_terms(
     compare(plan, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_adapters_of_other_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Vocabularies that differ in rows; rows themselves must be of one length."""
+    maker = Maker(seed, tmp_path)
+    maker.candidates = 2
+    count = 9000
+
+    def plan(*shapes: tuple[int, int]) -> Plan:
+        terms = tuple(
+            TermRange(maker.low_rank(*shape), "x", number, (0.5, -1.0), aligned=False)
+            for number, shape in enumerate(shapes)
+        )
+        segment = Segment("combine", "t", count, maker.range(count), terms, 0, 3, BF16)
+        output = Output("out", b"abc", 3 + segment.nbytes)
+        return Plan(tuple(maker.inputs), (output,), (segment,), 2)
+
+    use_blocks(monkeypatch, 4096)
+    compare(plan((100, 90), (104, 90)), tmp_path, monkeypatch)
+    assert not engine.serves(plan((100, 90), (100, 96)), 4096)
+
+
 def test_an_input_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors beyond the end of a file: the general way is asked, and says what is wrong."""
     maker = Maker(1, tmp_path)

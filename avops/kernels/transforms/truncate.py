@@ -21,11 +21,11 @@ _BESIDE = 16
 _BLOCKS = 4
 # The rounding of a factor to float32, relative.
 _ROUNDING = 2.0**-24
-# The most by which a polynomial may lift the first vector above the last wanted one: in float32
-# the others are lost beyond 2^24.
-_LIFT = 1e4
+# The most by which a polynomial may lift the first vector above the last wanted one. Before, each
+# has 2^-24 of the first one's direction; afterwards that is 2^10 of it, which leaves it 14 bits.
+_LIFT = 1e10
 _MAX_DEGREE = 24
-_MAX_CYCLES = 40
+_MAX_CYCLES = 100
 # Elements that are widened at a time.
 _SLICE = 1 << 18
 
@@ -82,7 +82,7 @@ def memory(shape: tuple[int, int], rank: int) -> int:
     """Bytes that ``truncate`` takes beside a matrix of ``shape``, about."""
     if _is_small(shape, rank):
         return 8 * shape[0] * shape[1] + 16 * min(shape) ** 2
-    return 24 * sum(shape) * (rank + _BESIDE)
+    return 24 * sum(shape) * (rank + _BESIDE) + 16 * _SLICE
 
 
 def _is_small(shape: tuple[int, ...], rank: int) -> bool:
@@ -105,26 +105,37 @@ def _filtered(wide: np.ndarray, rank: int, squares: float) -> np.ndarray | None:
     total = squares / scale**2
     start = np.random.default_rng(0).standard_normal((len(wide), rank + _BESIDE))
     vectors = _orthonormal(start)
-    kept, gain, before, degree = -np.inf, np.inf, np.inf, 1
+    degree = 1
     for cycle in range(_MAX_CYCLES):
         images = wide.T @ (vectors * down)
-        values, turn = np.linalg.eigh((images.T @ images).astype(np.float64))
+        # In float64: there the squares of small singular values last beside those of large ones.
+        exact = images.astype(np.float64)
+        values, turn = np.linalg.eigh(exact.T @ exact)
         vectors, images = vectors @ turn.astype(np.float32), images @ turn.astype(np.float32)
-        kept, old = float(values[-rank:].sum()), kept
-        before, gain = gain, kept - old
-        if cycle > 1 and _remaining(gain, before) <= _allowed(total, kept):
-            precise = _times(wide, images[:, -rank:].astype(np.float64))
-            return np.linalg.qr(precise)[0]
+        powers = wide @ (images * down)
         if cycle > 1:
+            kept = float(values[-rank:].sum())
+            if _missed(vectors, powers, values, rank) <= _allowed(total, kept):
+                precise = _times(wide, images[:, -rank:].astype(np.float64))
+                return np.linalg.qr(precise)[0]
             degree = max(degree, _degree(values, rank))
-        vectors = _orthonormal(_polynomial(wide, down, vectors, images, values, degree))
+        vectors = _orthonormal(_polynomial(wide, down, vectors, powers, values, degree))
     return None
 
 
-def _remaining(gain: float, before: float) -> float:
-    """What later cycles would gain, if each gains the same share of the one before it."""
-    share = min(max(gain, 0.0) / before, 1.0) if before > 0 else 0.0
-    return max(gain, 0.0) * share / (1 - share) if share < 0.5 else max(gain, 0.0)
+def _missed(vectors: np.ndarray, powers: np.ndarray, values: np.ndarray, rank: int) -> float:
+    """The squares that the wanted vectors would gain from what they lack, to first order.
+
+    powers: G of ``vectors``, whose Rayleigh quotients are ``values``. What is left of them beyond
+    all vectors tells it, but for float32's rounding.
+    """
+    wanted = values[-rank:]
+    left = powers[:, -rank:] - vectors[:, -rank:] * wanted.astype(np.float32)
+    left -= vectors @ (vectors.T @ left)
+    squares = np.einsum("ij,ij->j", left, left, dtype=np.float64)
+    squares -= (8 * _ROUNDING) ** 2 * values[-1] * np.maximum(wanted, 0)
+    gaps = np.maximum(wanted - values[0], values[-1] * 1e-12)
+    return float((np.maximum(squares, 0) / gaps).sum())
 
 
 def _allowed(total: float, kept: float) -> float:
@@ -153,17 +164,17 @@ def _polynomial(
     wide: np.ndarray,
     down: np.float32,
     vectors: np.ndarray,
-    images: np.ndarray,
+    powers: np.ndarray,
     values: np.ndarray,
     degree: int,
 ) -> np.ndarray:
-    """T_degree(G / half - 1) of ``vectors``, whose columns may come out scaled.
+    """T_degree(G / half - 1) of ``vectors``, whose G are ``powers``; it may come out scaled.
 
     |T| ≤ 1 on the eigenvalues up to 2 half, and grows as fast as a polynomial can beyond.
     """
     half = _half(values)
     before: np.ndarray = vectors
-    now: np.ndarray = (wide @ (images * down)) / half - vectors
+    now: np.ndarray = powers / half - vectors
     for _ in range(1, degree):
         size = np.abs(now).max()
         before, now = before / size, now / size
