@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from avops.stream import pipeline, windows, worker
+from avops.stream.worker import Worker
 from families import Family, Save, make_tensors
 
 
@@ -70,3 +72,17 @@ def sharded_family(save: Save, tmp_path: Path) -> Family:
     (base / "README.md").write_text("base's own card")
     (base / "pytorch_model.bin").write_bytes(b"pickle")
     return Family(base, tmp_path / "one", tmp_path / "two", models)
+
+
+@pytest.fixture
+def general(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Windows that went the general way: output file and block."""
+    found: list[tuple[int, int]] = []
+    real = Worker.read
+
+    def read(self: Worker, window: windows.Window) -> Any:
+        found.append((window.output, window.block))
+        return real(self, window)
+
+    monkeypatch.setattr(Worker, "read", read)
+    return found

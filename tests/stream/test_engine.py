@@ -31,25 +31,10 @@ from avops.stream import (
     worker,
 )
 from avops.stream.sink import StagingSink
-from avops.stream.worker import Worker
 from bits import bf16
 from families import Save
 
 pytestmark = pytest.mark.skipif(extension.NATIVE is None, reason=extension.REASON)
-
-
-@pytest.fixture
-def general(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Windows that went the general way: output file and block."""
-    found: list[tuple[int, int]] = []
-    real = Worker.read
-
-    def read(self: Worker, window: windows.Window) -> Any:
-        found.append((window.output, window.block))
-        return real(self, window)
-
-    monkeypatch.setattr(Worker, "read", read)
-    return found
 
 
 @pytest.fixture

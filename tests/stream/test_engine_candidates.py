@@ -29,28 +29,16 @@ from avops.stream import (
     worker,
 )
 from avops.stream.sink import StagingSink
-from avops.stream.worker import Worker
 from bits import bf16
 from families import Save
 
-pytestmark = pytest.mark.skipif(extension.NATIVE is None, reason=extension.REASON)
+pytestmark = [
+    pytest.mark.skipif(extension.NATIVE is None, reason=extension.REASON),
+    pytest.mark.usefixtures("general"),
+]
 
 ROWS, COLUMNS, RANK = 501, 1999, 5
 LAMS = [("1", "0", "-.5"), ("0", "0", "0"), ("0", ".25", "0"), ("-1", ".5", "2")]
-
-
-@pytest.fixture(autouse=True)
-def general(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Windows that went the general way: output file and block."""
-    found: list[tuple[int, int]] = []
-    real = Worker.read
-
-    def read(self: Worker, window: windows.Window) -> Any:
-        found.append((window.output, window.block))
-        return real(self, window)
-
-    monkeypatch.setattr(Worker, "read", read)
-    return found
 
 
 def use_blocks(patch: pytest.MonkeyPatch, size: int) -> None:
